@@ -1,0 +1,1 @@
+"""The client-facing writer: accounts, tokens, rooms and sends."""

@@ -1,0 +1,1 @@
+"""The server-server API: receiver, sender and the signing keys of this deployment."""

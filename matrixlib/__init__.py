@@ -1,0 +1,1 @@
+"""The Matrix protocol as pure functions and types: no I/O, no clock, no database."""

@@ -1,0 +1,1 @@
+"""The RoomServer: judges what INPUT asks, owns events and state, tells OUTPUT."""

@@ -1,0 +1,1 @@
+"""What every Arbor service stands on: configuration, the log, databases, gRPC, HTTP, supervision."""

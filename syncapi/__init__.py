@@ -1,0 +1,1 @@
+"""The client-facing reader: /sync, /messages and every read of a room."""
