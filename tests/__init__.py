@@ -1,0 +1,1 @@
+"""The tests, by tier: see docs/ and the Makefile."""
