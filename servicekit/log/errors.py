@@ -26,7 +26,7 @@ class LogError(Exception):
 
 
 class LogUnavailable(LogError):
-    """No connection, no stream or no leader just now. Nothing was stored; the same publish may be tried again."""
+    """No connection, no stream or no leader just now. Nothing was stored; try again."""
 
 
 class PublishTimeout(LogError):
@@ -36,7 +36,7 @@ class PublishTimeout(LogError):
 class PublishRefused(LogError):
     """The stream refused the message; nothing was stored.
 
-    `fence` is True when the expected last sequence was not the one found, which is `actual` (None if unknown).
+    `fence`: the expected last sequence was not the one found, which is `actual` (None if unknown).
     """
 
     def __init__(self, reason: str, *, fence: bool = False, actual: int | None = None, code: int = 0) -> None:
@@ -47,7 +47,7 @@ class PublishRefused(LogError):
 
 
 class LogFull(PublishRefused):
-    """The stream has reached its size limit: publishing fails rather than lose what readers may still need."""
+    """The stream has reached its size limit: publishing fails rather than loses."""
 
 
 class MessageTooLarge(PublishRefused):
@@ -113,4 +113,4 @@ class UndecodableEntry(StopFollowing):
 
 
 class UnknownEntryKind(StopFollowing):
-    """A kind of entry that this version does not know, not marked skippable. Upgrade readers before writers."""
+    """A kind of entry that this version does not know, not marked skippable. Upgrade readers first."""

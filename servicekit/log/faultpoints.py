@@ -1,8 +1,8 @@
 """Places where a chaos test may kill the process.
 
-`ARBOR_FAULT=relay.after_publish` kills this process (SIGKILL, nothing runs after it) when it reaches that point,
-`ARBOR_FAULT=relay.after_publish:3` at the third time. With `ARBOR_FAULT_ONCE=FILE` only one process, once, does: the one that makes
-FILE. Without `ARBOR_FAULT` a fault point is an empty function.
+`ARBOR_FAULT=relay.after_publish` kills this process (SIGKILL, nothing runs after it) when it reaches that
+point, `ARBOR_FAULT=relay.after_publish:3` at the third time. With `ARBOR_FAULT_ONCE=FILE` only one process
+does, once: the one that makes FILE. Without `ARBOR_FAULT` a fault point is an empty function.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Where an entry goes: the partition and token of an id, and the subjects made of them.
 
-The rules are a contract with writers and readers in any language; `proto/vectors/subjects.json` holds test vectors.
-A token is injective and never contains a raw id, so no id can smuggle in a dot, a wildcard or a space.
+The rules are a contract with writers and readers in any language, with test vectors in
+`proto/vectors/subjects.json`. A token is injective and never contains a raw id, so no id can smuggle in a dot, a wildcard or a space.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -37,7 +37,7 @@ class SubjectParts(NamedTuple):
 
 
 def partition_of(id_: str, partitions: int) -> int:
-    """Return the partition of a room or user id: CRC-32 (IEEE) of its UTF-8 bytes modulo the partition count."""
+    """Return the partition of a room or user id: CRC-32 (IEEE) of its UTF-8 modulo the count."""
     return crc32(id_.encode()) % partitions
 
 
