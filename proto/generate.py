@@ -1,9 +1,9 @@
 """Remake the Python stubs under `arbor/` from the contracts under `proto/`; with `--check`, only compare.
 
-The stubs are committed, so that nothing has to be generated before the first run; `make proto` remakes them and
-`make proto-check` fails when what is committed is not what the contracts say. For each `proto/arbor/x/v1/y.proto`
-there come `arbor/x/v1/y_pb2.py`, `y_pb2_grpc.py` (where it has services) and their typed `.pyi`, and an `__init__.py`
-in each folder.
+The stubs are committed, so that nothing has to be generated before the first run; `make proto` remakes them
+and `make proto-check` fails when what is committed is not what the contracts say. For each
+`proto/arbor/x/v1/y.proto` there come `arbor/x/v1/y_pb2.py`, `y_pb2_grpc.py` (where it has services) and their
+typed `.pyi`, and an `__init__.py` in each folder.
 """
 
 import filecmp
@@ -22,7 +22,7 @@ INIT = '"""Made by `make proto` from the contracts in `proto/`; never edited."""
 
 
 def includes() -> list[str]:
-    """Folders in which an `import` of a contract is looked up: ours, protobuf's own, Google's common types."""
+    """Folders in which an `import` of a contract is looked up: ours, protobuf's, Google's common types."""
     common = next(
         str(Path(str(file.locate())).parents[2])
         for file in metadata.files("googleapis-common-protos") or []

@@ -1,7 +1,7 @@
 """Where the tools from npm are: Node 22 itself, buf and matrix-js-sdk, as `make setup` installs them.
 
-`python -m tests.support.node buf ARGS...` runs buf, and says so by name when it cannot: without npm on the machine that
-is no failure, except in CI (`CI=true`), where nothing may be left out.
+`python -m tests.support.node buf ARGS...` runs buf, and says so by name when it cannot: without npm on the
+machine that is no failure, except in CI (`CI=true`), where nothing may be left out.
 """
 
 import os
