@@ -1,0 +1,80 @@
+"""Content and reference hashes of events, and Base64 without padding.
+
+Spec v1.19, server-server API, "Calculating the content hash for an event" and "Calculating the reference hash
+for an event"; appendices, "Unpadded Base64".
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+from matrixlib.canonical_json import encode_canonical
+from matrixlib.redaction import redact_pdu
+from matrixlib.room_versions import EventIdFormat, RoomVersion
+
+
+def encode_base64(data: bytes) -> str:
+    """Standard Base64 without padding."""
+    return base64.b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def encode_base64_url_safe(data: bytes) -> str:
+    """URL-safe Base64 without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def decode_base64(text: object) -> bytes:
+    """Decode Base64 of either alphabet, padding optional. Raises ``ValueError``."""
+    if not isinstance(text, str):
+        raise ValueError("not Base64: not a string")
+    body = text.rstrip("=")
+    try:
+        raw = body.translate(_FROM_URL_SAFE).encode("ascii")
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise ValueError(f"not Base64: {error}") from None
+
+
+_FROM_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def content_hash(pdu: Mapping[str, Any]) -> bytes:
+    """SHA-256 over the event without ``unsigned``, ``signatures`` and ``hashes``.
+
+    Raises ``CanonicalJsonError`` if the event has no canonical form.
+    """
+    hashed = {key: value for key, value in pdu.items() if key not in ("unsigned", "signatures", "hashes")}
+    return hashlib.sha256(encode_canonical(hashed)).digest()
+
+
+def check_content_hash(pdu: Mapping[str, Any]) -> bool:
+    """Whether ``hashes.sha256`` is the event's content hash. If not, the event is to be redacted, not
+    refused.
+    """
+    hashes = pdu.get("hashes")
+    claimed = hashes.get("sha256") if isinstance(hashes, dict) else None
+    try:
+        return hmac.compare_digest(decode_base64(claimed), content_hash(pdu))
+    except ValueError:
+        return False
+
+
+def reference_hash(pdu: Mapping[str, Any], room_version: RoomVersion) -> bytes:
+    """SHA-256 over the redacted event without ``signatures`` and ``unsigned``.
+
+    Raises ``CanonicalJsonError`` if the event has no canonical form.
+    """
+    redacted = redact_pdu(pdu, room_version)
+    redacted.pop("signatures", None)
+    return hashlib.sha256(encode_canonical(redacted)).digest()
+
+
+def hashed_event_id(pdu: Mapping[str, Any], room_version: RoomVersion) -> str:
+    """The event id of an event of room version 3 or later. Raises ``CanonicalJsonError``."""
+    digest = reference_hash(pdu, room_version)
+    if room_version.event_id_format is EventIdFormat.HASH:
+        return "$" + encode_base64(digest)
+    return "$" + encode_base64_url_safe(digest)
