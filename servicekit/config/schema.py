@@ -124,12 +124,6 @@ class Logging(Section, frozen=True, kw_only=True):
     format: Annotated[Literal["console", "json"], doc("console for people, json for machines")] = "console"
 
 
-class Metrics(Section, frozen=True, kw_only=True):
-    """Prometheus metrics; served by a listener with the resource `metrics`."""
-
-    enabled: Annotated[bool, doc("count and time what happens")] = True
-
-
 class Tracing(Section, frozen=True, kw_only=True):
     """OpenTelemetry spans."""
 
@@ -413,7 +407,6 @@ class Config(Section, frozen=True, kw_only=True):
     databases: Annotated[dict[str, Url], doc("by service: its database, instead of the derived one")] = {}
     log: Annotated[Log, doc("the streams")] = Log()
     logging: Annotated[Logging, doc("log lines")] = Logging()
-    metrics: Annotated[Metrics, doc("Prometheus metrics")] = Metrics()
     tracing: Annotated[Tracing, doc("OpenTelemetry spans")] = Tracing()
     grpc: Annotated[Grpc, doc("between services")] = Grpc()
     http: Annotated[Http, doc("limits of HTTP")] = Http()
