@@ -1,0 +1,1 @@
+"""Made by `make proto` from the contracts in `proto/`; never edited."""
