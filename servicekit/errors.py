@@ -93,5 +93,5 @@ def limit_exceeded(retry_after_ms: int) -> MatrixError:
 
 
 def unavailable(message: str = "Try again later", retry_after_ms: int = 1000) -> MatrixError:
-    """Return the answer where a part of the server does not answer now; the same request may be sent again."""
+    """Return the answer where a part of the server does not answer now; the request may be sent again."""
     return MatrixError("M_UNKNOWN", 503, message, retry_after_ms)

@@ -7,9 +7,17 @@ it where it is used. Labels have few values: never an id of a user, a room or an
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.metrics import MetricWrapperBase
 
+disable_created_metrics()  # twice the series, and nobody asks for them
 registry = CollectorRegistry(auto_describe=True)
 
 # Seconds. From a memory look-up to a request that somebody gave up on.
