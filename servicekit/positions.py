@@ -1,7 +1,8 @@
 """Reads follow writes, inside one process: the OUTPUT position of each user's last verdict.
 
-The writer notes the position when a verdict comes; a reader in the same process waits until it has applied it.
-Memory only: a restart or another edge knows nothing, which costs at most a read that is some milliseconds old.
+The writer notes the position when a verdict comes; a reader in the same process waits until it has applied
+it. Memory only: a restart or another edge knows nothing, which costs at most a read that is some milliseconds
+old.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,8 @@
 """Where an entry goes: the partition and token of an id, and the subjects made of them.
 
 The rules are a contract with writers and readers in any language, with test vectors in
-`proto/vectors/subjects.json`. A token is injective and never contains a raw id, so no id can smuggle in a dot, a wildcard or a space.
+`proto/vectors/subjects.json`. A token is injective and never contains a raw id, so no id can smuggle in a
+dot, a wildcard or a space.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
