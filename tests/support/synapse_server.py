@@ -38,7 +38,8 @@ trusted_key_servers: []
 suppress_key_server_warning: true
 federation_domain_whitelist: []
 bcrypt_rounds: 4
-enable_registration: false
+enable_registration: true
+enable_registration_without_verification: true
 experimental_features: {{msc4222_enabled: true}}
 {rate_limits}
 """
