@@ -20,7 +20,15 @@ CREATOR_LEVEL: Final[float] = float("inf")
 CREATE_KEY: Final = ("m.room.create", "")
 POWER_LEVELS_KEY: Final = ("m.room.power_levels", "")
 
-_DEFAULTS: Final = {"ban": 50, "kick": 50, "redact": 50, "invite": 0, "events_default": 0, "users_default": 0}
+_DEFAULTS: Final = {
+    "ban": 50,
+    "kick": 50,
+    "redact": 50,
+    "state_default": 50,
+    "invite": 0,
+    "events_default": 0,
+    "users_default": 0,
+}
 _STRING_LEVEL: Final = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
 _MAX_STRING_DIGITS: Final = 40
 
@@ -104,9 +112,6 @@ class PowerLevels:
         level = parse_level(self._content.get(name), self._values)
         if level is not None:
             return level
-        if name == "state_default":
-            # "...defaults to 50 if unspecified", but 0 if there is no power levels event at all.
-            return 50 if self.exists else 0
         return _DEFAULTS[name]
 
     def required_level(self, event_type: str, is_state: bool) -> int:

@@ -177,7 +177,8 @@ def event_signers(event: Event) -> frozenset[ServerName]:
 
     * the sender's, unless the event is an invite that came of a third-party invite;
     * in room versions 1 and 2, the server in the event id;
-    * for a restricted join, the server of `join_authorised_via_users_server` (room version 8 and later).
+    * for a member event with `join_authorised_via_users_server`, that user's server (room version 8 and
+      later).
     """
     version = event.room_version
     content = event.content
@@ -187,7 +188,7 @@ def event_signers(event: Event) -> frozenset[ServerName]:
         servers.add(server_name_of(event.sender))
     if not version.hashed_event_ids:
         servers.add(server_name_of(event.event_id))
-    if version.restricted_joins and membership == "join":
+    if version.restricted_joins and event.type == "m.room.member":
         authoriser = content.get("join_authorised_via_users_server")
         if is_valid_user_id(authoriser):
             servers.add(server_name_of(authoriser))
