@@ -40,7 +40,10 @@ from servicekit.log.errors import (
 from servicekit.log.settings import LogSettings
 from servicekit.log.streams import StreamInfo, check_stream, ensure_stream, load_stream
 from servicekit.log.subjects import INPUT, LIVE, OUTPUT
+from servicekit.logging import get_logger
 from servicekit.nats_server import NatsServerError, check_nats_version
+
+log = get_logger("servicekit.log")
 
 CONNECT_TIMEOUT_S = 2
 RECONNECT_MAX_S = 1.0
@@ -73,12 +76,11 @@ class _Ack(msgspec.Struct):
 class LogConnection:
     """See the module. Made by `connect`; belongs to the event loop it was made on."""
 
-    def __init__(self, settings: LogSettings, service: str, log: Callable[..., None] | None = None) -> None:
+    def __init__(self, settings: LogSettings, service: str) -> None:
         self.settings = settings
         self.service = service
         self.instance = NUID().next().decode()
         self.nc = LogClient()
-        self._log = log or _no_log
         self._epochs: dict[str, str] = {}
         self._makes_streams = False
         self._connected = asyncio.Event()
@@ -94,17 +96,14 @@ class LogConnection:
     # -- connecting
 
     @classmethod
-    async def connect(
-        cls, config: Config | LogSettings, service: str, *, log: Callable[..., None] | None = None
-    ) -> Self:
-        """Connect as `service`, waiting for NATS as long as it takes. `log(event, **fields)` hears of
-        troubles.
+    async def connect(cls, config: Config | LogSettings, service: str) -> Self:
+        """Connect as `service`, waiting for NATS as long as it takes.
 
         Raises:
             NatsTooOld: the server is older than 2.12.
         """
         settings = config if isinstance(config, LogSettings) else LogSettings.from_config(config, service)
-        self = cls(settings, service, log)
+        self = cls(settings, service)
         tls = ssl.create_default_context(cafile=settings.tls_ca_path) if settings.tls_ca_path else None
         await self.nc.connect(
             list(settings.urls),
@@ -195,7 +194,7 @@ class LogConnection:
         now = time.monotonic()
         if now - self._last_complaint_s >= 1 or "permissions" in str(error):
             self._last_complaint_s = now
-            self._log("nats_trouble", error=f"{type(error).__name__}: {error}")
+            log.warning("nats_trouble", service=self.service, error=f"{type(error).__name__}: {error}")
 
     async def _on_disconnected(self) -> None:
         self.nc.drop_unsent()
@@ -213,7 +212,7 @@ class LogConnection:
             except LogError as error:
                 self._complain(error)
         self._set_connected(True)
-        self._log("nats_reconnected")
+        log.info("nats_reconnected", service=self.service)
 
     def _set_connected(self, connected: bool) -> None:
         if connected == self._connected.is_set():
@@ -242,7 +241,7 @@ class LogConnection:
             info, warnings = await ensure_stream(self.request_api, name, self.settings, first)
             self._epochs[name] = info.epoch
             for warning in warnings:
-                self._log("stream_limit_not_lowered", limit=warning)
+                log.warning("stream_limit_not_lowered", limit=warning)
 
     async def wait_for_streams(self, streams: Iterable[str] = (INPUT, OUTPUT, LIVE)) -> None:
         """Return when the streams are there and fit the configuration.
@@ -483,7 +482,3 @@ def _resolve(future: "asyncio.Future[int]", sequence: int, error: LogError | Non
         future.set_result(sequence)
     else:
         future.set_exception(error)
-
-
-def _no_log(event: str, **fields: object) -> None:
-    """Used where nobody asked to hear of troubles."""
