@@ -2,19 +2,27 @@
 
 * `postgres_url`: a fresh PostgreSQL database of the test's own;
 * `database_url`: the same test once on a fresh SQLite file and once on PostgreSQL;
+* `homeserver`: a running Arbor, with `session` and `unique` to make users there;
 * `node_tools`: skips, by name, where Node and the packages from npm are not installed.
 """
 
+import asyncio
 import os
+import secrets
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import node
+from tests.support.arbor_server import ArborServer
+from tests.support.homeserver import Homeserver
+from tests.support.matrix_client import http_session
 from tests.support.postgres import PostgresServer
+from tests.support.synapse_server import SynapseServer, ensure_installed
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fuzz", parent=settings.get_profile("default"), max_examples=5_000)
@@ -81,3 +89,36 @@ def node_tools() -> Path:
     if reason := node.missing():
         pytest.skip(reason)
     return node.NODE
+
+
+@pytest.fixture(scope="session")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A running Arbor that the tests of this session share: make users and rooms of your own.
+
+    `ARBOR_TEST_SERVER=synapse` puts a Synapse in its place: that tells a wrong test from a wrong Arbor.
+    """
+    folder = tmp_path_factory.mktemp("homeserver")
+    server: Homeserver
+    if os.environ.get("ARBOR_TEST_SERVER") == "synapse":
+        ensure_installed()
+        server = SynapseServer(folder)
+    else:
+        server = ArborServer(folder)
+    asyncio.run(server.start())
+    try:
+        yield server
+    finally:
+        asyncio.run(server.stop())
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP session for `homeserver.register(session, name)` and other clients."""
+    async with http_session() as opened:
+        yield opened
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """`unique("alice")`: a localpart that no other test uses."""
+    return lambda name: f"{name}-{secrets.token_hex(5)}"
