@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 NPM := $(shell command -v npm 2>/dev/null)
 NODE := $(BIN)/python -m tests.support.node
 PACKAGES := matrixlib servicekit roomserver clientapi syncapi federation
-SOURCES := $(PACKAGES) tests benchmarks proto/generate.py
-PYTEST := $(BIN)/python -m pytest -q
+SOURCES := $(PACKAGES) tests benchmarks proto
+PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: help setup run fmt lint type imports test unit property integration security peers peers-setup chaos \
