@@ -1,7 +1,7 @@
 """From a server name to where its requests go (spec v1.19, server-server API, "Resolving server names").
 
 `Discovery.resolve` asks, in the spec's order, for what its `Lookups` give: a well-known answer and SRV
-records. Addresses are not looked up here but when a connection is made, so that what is checked is what is dialled.
+records. Addresses are not looked up here but when a connection is made: what is checked is what is dialled.
 Answers are cached by their own rules, errors with a growing delay.
 """
 

@@ -1,0 +1,107 @@
+"""Who is asking: each request of another server carries a signature over its method, path, query and body."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from federation.clock import NowMs
+from federation.http.x_matrix import XMatrixError, parse_x_matrix
+from federation.keys.ring import KeyRing
+from matrixlib.canonical_json import CanonicalJsonError, parse_json
+from matrixlib.signing import SignatureError, verify_signed_json
+from servicekit.errors import MatrixError, bad_json
+from servicekit.http import Request
+
+MAX_HEADERS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request whose signature is right: who sent it, to which of our names, and its parsed body."""
+
+    origin: str
+    destination: str
+    content: dict[str, Any]
+    """The body; empty where there was none."""
+
+
+class Authenticator:
+    """Checks requests.
+
+    Args:
+        is_local: whether a server name is ours.
+        default_name: the name meant by requests that do not say which of ours they are for.
+        on_contact: called with each server that has proved who it is.
+    """
+
+    def __init__(
+        self,
+        ring: KeyRing,
+        is_local: Callable[[str], bool],
+        default_name: str,
+        now_ms: NowMs,
+        on_contact: Callable[[str], None],
+    ) -> None:
+        self._ring = ring
+        self._is_local = is_local
+        self._default_name = default_name
+        self._now_ms = now_ms
+        self._on_contact = on_contact
+
+    async def authenticate(self, request: Request) -> Caller:
+        """Check a request's signature.
+
+        Raises:
+            MatrixError: 401 M_UNAUTHORIZED without a right signature, M_NOT_JSON or M_BAD_JSON for the body.
+        """
+        header = request.headers.get("Authorization")
+        if header is None:
+            raise _unauthorized("Missing X-Matrix Authorization header")
+        try:
+            given = parse_x_matrix(header)
+        except XMatrixError as error:
+            raise _unauthorized(f"Unusable Authorization header: {error}") from None
+        destination = given.destination if given.destination is not None else self._default_name
+        if not self._is_local(destination):
+            raise _unauthorized("The request is signed for another server")
+        if self._is_local(given.origin):
+            raise _unauthorized("The request claims to come from this server")
+        content = await _content(request)
+        keys = await self._ring.verify_keys(
+            given.origin, [given.key_id], self._now_ms(), enforce_validity=True
+        )
+        key = keys.get(given.key_id)
+        if key is None:
+            raise _unauthorized(f"No valid key {given.key_id[:100]} of {given.origin}")
+        signed: dict[str, Any] = {
+            "method": request.method,
+            "uri": request.raw_target,
+            "origin": given.origin,
+            "signatures": {given.origin: {given.key_id: given.signature}},
+        }
+        if given.destination is not None:
+            signed["destination"] = given.destination
+        if content is not None:
+            signed["content"] = content
+        try:
+            verify_signed_json(signed, given.origin, key)
+        except SignatureError as error:
+            raise _unauthorized(f"Wrong signature: {error}") from None
+        self._on_contact(given.origin)
+        if content is not None and not isinstance(content, dict):
+            raise bad_json("The body is not a JSON object")
+        return Caller(given.origin, destination, content or {})
+
+
+async def _content(request: Request) -> Any:
+    body = await request.body()
+    if not body:
+        return None
+    try:
+        return parse_json(body)
+    except CanonicalJsonError as error:
+        raise MatrixError("M_NOT_JSON", 400, f"The body is not JSON: {error}") from None
+
+
+def _unauthorized(message: str) -> MatrixError:
+    return MatrixError("M_UNAUTHORIZED", 401, message)
