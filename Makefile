@@ -86,7 +86,7 @@ contracts: setup proto-check ## stubs, and buf: lint, and no change that breaks 
 	$(NODE) buf breaking --against proto/baseline.binpb
 
 contracts-accept: setup ## take the contracts as they are for what later changes must not break
-	$(NODE) buf build -o proto/baseline.binpb
+	$(NODE) buf build --exclude-source-info -o proto/baseline.binpb
 
 check: lint type imports contracts ## everything that needs no running server
 
