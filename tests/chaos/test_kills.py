@@ -121,8 +121,8 @@ async def test_a_process_dies_at_a_chosen_point(
     fault: str, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
     died = tmp_path / "died"
-    # The first process that passes the point for the fiftieth time dies there; its successor does not.
-    environment = {"ARBOR_FAULT": f"{fault}:50", "ARBOR_FAULT_ONCE": str(died)}
+    # The first process that passes the point for the twentieth time dies there; its successor does not.
+    environment = {"ARBOR_FAULT": f"{fault}:20", "ARBOR_FAULT_ONCE": str(died)}
     server = ArborServer(tmp_path / "arbor", environment=environment)
     await server.start()
     try:
