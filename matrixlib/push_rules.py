@@ -161,8 +161,8 @@ class PushEvaluator:
                 value = event.event_id
             case "redacts" if event.redacts is not None:
                 value = event.redacts
-            case name if name in event.pdu:
-                value = event.pdu[name]
+            case name:
+                value = event.pdu.get(name, _MISSING)
         for name in path[1:]:
             value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
         self._properties[key] = value

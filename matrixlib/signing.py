@@ -172,6 +172,26 @@ def verify_event_signature(event: Event, server_name: str, key: VerifyKey) -> No
     verify_bytes(message, signature, key)
 
 
+def verify_event_signatures(event: Event, keys: Mapping[str, Mapping[str, VerifyKey]]) -> None:
+    """Check all signatures that an event must have. Raises ``SignatureError``.
+
+    ``keys``: server name -> key id -> key, of those known and valid at the event's time (``server_keys``). "If a
+    signature is from an unknown or expired key, it is skipped"; of each server in ``event_signers`` at least one must
+    be left, and all that are left must be right.
+    """
+    try:
+        message = _signed_bytes(redact_pdu(event.pdu, event.room_version))
+    except CanonicalJsonError as error:
+        raise SignatureError(str(error)) from None
+    for server in event_signers(event):
+        known = keys.get(server, {})
+        key_ids = [key_id for key_id in signing_key_ids(event.pdu, server) if key_id in known]
+        if not key_ids:
+            raise SignatureError(f"not signed by {server} with a known key")
+        for key_id in key_ids:
+            verify_bytes(message, _signature_of(event.pdu, server, key_id), known[key_id])
+
+
 def event_signers(event: Event) -> frozenset[ServerName]:
     """The servers that must have signed an event.
 
