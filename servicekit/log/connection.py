@@ -276,17 +276,17 @@ class LogConnection:
         """
         return self._epochs[stream]
 
-    async def request_api(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def request_api(
+        self, subject: str, body: dict[str, Any], timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> dict[str, Any]:
         """Send a request to the JetStream API and return its answer.
 
         Raises:
             LogUnavailable: no answer.
         """
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                message = await self.nc.request(
-                    f"$JS.API.{subject}", orjson.dumps(body), timeout=REQUEST_TIMEOUT_S
-                )
+            async with asyncio.timeout(timeout_s):
+                message = await self.nc.request(f"$JS.API.{subject}", orjson.dumps(body), timeout=timeout_s)
         except (TimeoutError, nats_errors.Error) as error:
             raise LogUnavailable(f"{subject}: {error or 'no answer'}") from error
         answer: dict[str, Any] = orjson.loads(message.data)

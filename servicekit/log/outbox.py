@@ -138,7 +138,7 @@ class Outbox:
         before: int | None = None,
         limit: int | None = None,
     ) -> list[OutboxEntry]:
-        """Return stored entries by partition and number; numbers between `after` and `before`, both excluded."""
+        """Return stored entries by partition and number, those between `after` and `before`."""
         table = self._outbox
         query = select(table).where(table.c.output_no > after).order_by(table.c.partition, table.c.output_no)
         if partition is not None:

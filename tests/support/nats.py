@@ -4,12 +4,13 @@ with running_nats(tmp_path) as nats:      # or the fixture of tests/integration/
     connection = await LogConnection.connect(nats.settings("roomserver"), "roomserver")
 """
 
+import asyncio
 import contextlib
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from servicekit.log.settings import LogSettings
@@ -89,3 +90,12 @@ def running_nats(directory: Path) -> Iterator[NatsProcess]:
         yield server
     finally:
         server.kill()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Return as soon as a condition holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)
