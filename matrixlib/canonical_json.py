@@ -13,7 +13,6 @@ Errors: everything raises ``CanonicalJsonError``, a ``ValueError``, and nothing 
 """
 
 import json
-import re
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -27,9 +26,11 @@ MAX_DEPTH: Final = 250
 _SORTED: Final = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _STRICT: Final = _SORTED | orjson.OPT_STRICT_INTEGER
 
-# orjson's output for a float always looks like this outside of strings; `null` may stand for a NaN.
-_MAY_HOLD_FLOAT: Final = re.compile(rb"(?:^|[:,\[])(?:-?\d+[.e]|null)")
-_LONG_DIGITS: Final = re.compile(rb"\d{18}")
+# Integers beyond 64 bits, which orjson reads as floats, show as a run of digits. A table and a search for a
+# fixed
+# string take a tenth of the time of a regular expression.
+_DIGITS_TO_ZERO: Final = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
+_LONG_DIGITS: Final = b"0" * 18
 
 _reference_encoder: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
@@ -53,7 +54,7 @@ def encode_canonical(value: Any, *, integral_floats: bool = False) -> bytes:
         encoded = orjson.dumps(value, option=_SORTED)
     except (TypeError, ValueError, RecursionError):
         return _encode_slowly(value, integral_floats)
-    if _MAY_HOLD_FLOAT.search(encoded) and _holds_float(value):
+    if _holds_float(value):
         return _encode_slowly(value, integral_floats)
     return encoded
 
@@ -67,9 +68,19 @@ def encode_strict(value: Any) -> bytes:
         encoded = orjson.dumps(value, option=_STRICT)
     except (TypeError, ValueError, RecursionError) as error:
         raise CanonicalJsonError(f"not canonical JSON: {error}") from None
-    if _MAY_HOLD_FLOAT.search(encoded) and _holds_float(value):
+    if _holds_float(value):
         raise CanonicalJsonError("not canonical JSON: a float")
     return encoded
+
+
+def encode_checked(value: Any) -> bytes:
+    """Encode a part of a value that ``encode_strict`` has taken already: no second check. Raises
+    ``CanonicalJsonError``.
+    """
+    try:
+        return orjson.dumps(value, option=_SORTED)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CanonicalJsonError(f"not canonical JSON: {error}") from None
 
 
 def check_strict(value: Any) -> None:
@@ -90,7 +101,7 @@ def parse_json(data: bytes | str) -> Any:
         except UnicodeEncodeError as error:
             raise CanonicalJsonError(f"not JSON: {error}") from None
     try:
-        if _LONG_DIGITS.search(data):
+        if _LONG_DIGITS in data.translate(_DIGITS_TO_ZERO):
             # orjson turns integers beyond 64 bits into floats.
             value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
             _refuse_lone_surrogates(value)
@@ -160,15 +171,21 @@ def _with_integral_floats(value: Any) -> Any:
 
 
 def _holds_float(value: Any) -> bool:
-    stack = [value]
+    # On the path of every event: exact types first, no call per leaf.
+    if not isinstance(value, dict | list | tuple):
+        return isinstance(value, float)
+    stack: list[Any] = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
-        elif isinstance(item, float):
-            return True
+        for child in item.values() if isinstance(item, dict) else item:
+            kind = type(child)
+            if kind is str or kind is int:
+                continue
+            if kind is dict or kind is list or kind is tuple:
+                if child:
+                    stack.append(child)
+            elif isinstance(child, float):
+                return True
     return False
 
 

@@ -237,7 +237,7 @@ def _event_id(pdu: dict[str, Any], version: RoomVersion, expected: str | None, v
         if expected is not None:
             return expected
         try:
-            return hashed_event_id(pdu, version)
+            return hashed_event_id(pdu, version, checked=version.strict_canonical_json)
         except CanonicalJsonError as error:  # pragma: no cover - encoded once already
             raise EventFormatError(str(error)) from None
     event_id = _text(pdu, "event_id", verify_size)

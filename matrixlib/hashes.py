@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
-from matrixlib.canonical_json import encode_canonical
+from matrixlib.canonical_json import encode_canonical, encode_checked
 from matrixlib.redaction import redact_pdu
 from matrixlib.room_versions import EventIdFormat, RoomVersion
 
@@ -62,19 +62,23 @@ def check_content_hash(pdu: Mapping[str, Any]) -> bool:
         return False
 
 
-def reference_hash(pdu: Mapping[str, Any], room_version: RoomVersion) -> bytes:
+def reference_hash(pdu: Mapping[str, Any], room_version: RoomVersion, *, checked: bool = False) -> bytes:
     """SHA-256 over the redacted event without ``signatures`` and ``unsigned``.
 
-    Raises ``CanonicalJsonError`` if the event has no canonical form.
+    ``checked``: the PDU is known to be strict canonical JSON. Raises ``CanonicalJsonError`` if the event has
+    no canonical form.
     """
     redacted = redact_pdu(pdu, room_version)
     redacted.pop("signatures", None)
-    return hashlib.sha256(encode_canonical(redacted)).digest()
+    return hashlib.sha256(encode_checked(redacted) if checked else encode_canonical(redacted)).digest()
 
 
-def hashed_event_id(pdu: Mapping[str, Any], room_version: RoomVersion) -> str:
-    """The event id of an event of room version 3 or later. Raises ``CanonicalJsonError``."""
-    digest = reference_hash(pdu, room_version)
+def hashed_event_id(pdu: Mapping[str, Any], room_version: RoomVersion, *, checked: bool = False) -> str:
+    """The event id of an event of room version 3 or later; arguments as for ``reference_hash``.
+
+    Raises ``CanonicalJsonError``.
+    """
+    digest = reference_hash(pdu, room_version, checked=checked)
     if room_version.event_id_format is EventIdFormat.HASH:
         return "$" + encode_base64(digest)
     return "$" + encode_base64_url_safe(digest)

@@ -175,9 +175,9 @@ def verify_event_signature(event: Event, server_name: str, key: VerifyKey) -> No
 def verify_event_signatures(event: Event, keys: Mapping[str, Mapping[str, VerifyKey]]) -> None:
     """Check all signatures that an event must have. Raises ``SignatureError``.
 
-    ``keys``: server name -> key id -> key, of those known and valid at the event's time (``server_keys``). "If a
-    signature is from an unknown or expired key, it is skipped"; of each server in ``event_signers`` at least one must
-    be left, and all that are left must be right.
+    ``keys``: server name -> key id -> key, of those known and valid at the event's time (``server_keys``).
+    "If a signature is from an unknown or expired key, it is skipped"; of each server in ``event_signers`` at
+    least one must be left, and all that are left must be right.
     """
     try:
         message = _signed_bytes(redact_pdu(event.pdu, event.room_version))
