@@ -1,6 +1,5 @@
 """The endpoints that other servers call, one module for each group of them.
 
-x_matrix        the Authorization header, taken apart
 authentication  who is asking, by the request's signature
 keys            our keys and those we know of others
 version         who we are

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.clock import NowMs
-from federation.http.x_matrix import XMatrixError, parse_x_matrix
 from federation.keys.ring import KeyRing
 from matrixlib.canonical_json import CanonicalJsonError, parse_json
-from matrixlib.signing import SignatureError, verify_signed_json
+from matrixlib.request_auth import RequestAuthError, parse_authorization_header, verify_request
 from servicekit.errors import MatrixError, bad_json
 from servicekit.http import Request
 
@@ -58,8 +57,8 @@ class Authenticator:
         if header is None:
             raise _unauthorized("Missing X-Matrix Authorization header")
         try:
-            given = parse_x_matrix(header)
-        except XMatrixError as error:
+            given = parse_authorization_header(header)
+        except RequestAuthError as error:
             raise _unauthorized(f"Unusable Authorization header: {error}") from None
         destination = given.destination if given.destination is not None else self._default_name
         if not self._is_local(destination):
@@ -73,20 +72,17 @@ class Authenticator:
         key = keys.get(given.key_id)
         if key is None:
             raise _unauthorized(f"No valid key {given.key_id[:100]} of {given.origin}")
-        signed: dict[str, Any] = {
-            "method": request.method,
-            "uri": request.raw_target,
-            "origin": given.origin,
-            "signatures": {given.origin: {given.key_id: given.signature}},
-        }
-        if given.destination is not None:
-            signed["destination"] = given.destination
-        if content is not None:
-            signed["content"] = content
         try:
-            verify_signed_json(signed, given.origin, key)
-        except SignatureError as error:
-            raise _unauthorized(f"Wrong signature: {error}") from None
+            verify_request(
+                given,
+                key,
+                method=request.method,
+                uri=request.raw_target,
+                destination=destination,
+                content=content,
+            )
+        except RequestAuthError as error:
+            raise _unauthorized(str(error)) from None
         self._on_contact(given.origin)
         if content is not None and not isinstance(content, dict):
             raise bad_json("The body is not a JSON object")

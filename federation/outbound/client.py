@@ -14,7 +14,8 @@ from federation.outbound.discovery import Discovery, Target
 from federation.outbound.errors import BackingOff, BadAnswer, RemoteError, RemoteRefused, Unreachable
 from federation.outbound.transport import RawResponse, Transport
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.signing import SigningKey, sign_json
+from matrixlib.request_auth import authorization_header
+from matrixlib.signing import SigningKey
 from servicekit import metrics
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -48,17 +49,6 @@ def path_of(template: str, *parts: str, **query: str | list[str]) -> str:
     """Fill ids, escaped, into the `{}` of a path; `query` with values or lists of values is appended."""
     path = template.format(*(quote(part, safe="") for part in parts))
     return f"{path}?{urlencode(query, doseq=True, quote_via=quote)}" if query else path
-
-
-def authorization_header(
-    key: SigningKey, origin: str, destination: str, method: str, path: str, content: Any = None
-) -> str:
-    """Return the X-Matrix header for a request (server-server API, "Request Authentication")."""
-    request: dict[str, Any] = {"method": method, "uri": path, "origin": origin, "destination": destination}
-    if content is not None:
-        request["content"] = content
-    signature = sign_json(request, origin, key)["signatures"][origin][key.key_id]
-    return f'X-Matrix origin="{origin}",destination="{destination}",key="{key.key_id}",sig="{signature}"'
 
 
 class FederationClient:
@@ -117,7 +107,12 @@ class FederationClient:
         headers = {}
         if signed:
             headers["Authorization"] = authorization_header(
-                self._keys[origin], origin, destination, method, path, content
+                self._keys[origin],
+                method=method,
+                uri=path,
+                origin=origin,
+                destination=destination,
+                content=content,
             )
         body = None
         if content is not None:

@@ -1,28 +1,34 @@
 """From a server name to where its requests go (spec v1.19, server-server API, "Resolving server names").
 
-`Discovery.resolve` asks, in the spec's order, for what its `Lookups` give: a well-known answer and SRV
-records. Addresses are not looked up here but when a connection is made: what is checked is what is dialled.
-Answers are cached by their own rules, errors with a growing delay.
+`matrixlib.server_discovery` decides what to ask next; here is who asks the network and keeps the answers, all
+by their own rules. Addresses are not looked up here but when a connection is
+made: what is checked is what is dialled.
 """
 
-import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from matrixlib.identifiers import is_valid_server_name, split_host_port
+from matrixlib.server_discovery import (
+    WELL_KNOWN_DEFAULT_CACHE_S,
+    WELL_KNOWN_ERROR_CACHE_S,
+    WELL_KNOWN_MAX_CACHE_S,
+    Answers,
+    AskSrv,
+    AskWellKnown,
+    Destination,
+    ServerDiscoveryError,
+    SrvRecord,
+    next_question,
+)
 
 _V = TypeVar("_V")
 
-DEFAULT_PORT = 8448
 MAX_CACHED = 10_000
-WELL_KNOWN_DEFAULT_S = 24 * 3600.0
-WELL_KNOWN_MIN_S = 300.0
-WELL_KNOWN_MAX_S = 48 * 3600.0
-WELL_KNOWN_ERROR_S = 300.0
-WELL_KNOWN_ERROR_MAX_S = 3600.0
-SRV_S = 3600.0
+WELL_KNOWN_MIN_CACHE_S = 300.0
+WELL_KNOWN_FIRST_ERROR_CACHE_S = 300.0
+SRV_CACHE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +46,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class WellKnown:
-    """What `/.well-known/matrix/server` said: `server` (None: nothing valid), and how long that holds."""
+    """What `/.well-known/matrix/server` said.
 
-    server: str | None
+    `answer` is empty where nothing valid came; `ttl_s` is what its headers say, None: nothing.
+    """
+
+    answer: Mapping[str, Any]
     ttl_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class SrvRecord:
-    """One SRV record."""
-
-    priority: int
-    weight: int
-    port: int
-    host: str
 
 
 class Lookups(Protocol):
@@ -71,82 +70,54 @@ class Lookups(Protocol):
 class Discovery:
     """Server names to targets, cached. `clock` gives seconds that only grow."""
 
-    def __init__(
-        self, lookups: Lookups, clock: Callable[[], float], random_source: random.Random | None = None
-    ) -> None:
+    def __init__(self, lookups: Lookups, clock: Callable[[], float]) -> None:
         self._lookups = lookups
         self._clock = clock
-        self._random = random_source or random.SystemRandom()
-        self._well_known: OrderedDict[str, tuple[str | None, float, int]] = OrderedDict()
+        # host -> (answer, good until, errors in a row)
+        self._well_known: OrderedDict[str, tuple[Mapping[str, Any], float, int]] = OrderedDict()
         self._srv: OrderedDict[str, tuple[Sequence[SrvRecord], float]] = OrderedDict()
 
     async def resolve(self, server_name: str) -> list[Target]:
         """Return where requests for `server_name` go, in the order in which to try. Empty: it is no name."""
-        if not is_valid_server_name(server_name):
-            return []
-        # 1. and 2. An IP literal, or a name with a port.
-        direct = _direct(server_name)
-        if direct is not None:
-            return [direct]
-        # 3. The well-known answer delegates to another name.
-        delegated = await self._well_known_of(server_name)
-        if delegated is not None:
-            direct = _direct(delegated)
-            return [direct] if direct is not None else await self._by_srv(delegated)
-        # 4. to 6. SRV records of the name itself, or port 8448.
-        return await self._by_srv(server_name)
+        answers = Answers()
+        while True:
+            try:
+                step = next_question(server_name, answers)
+            except ServerDiscoveryError:
+                return []
+            match step:
+                case AskWellKnown(host):
+                    answers.well_known = await self._ask_well_known(host)
+                case AskSrv(name):
+                    answers.srv[name] = list(await self._ask_srv(name))
+                case Destination():
+                    return [
+                        Target(target.host, target.port, step.certificate_name, step.host_header)
+                        for target in step.targets
+                    ]
 
-    async def _by_srv(self, hostname: str) -> list[Target]:
-        for service in ("_matrix-fed._tcp.", "_matrix._tcp."):
-            records = await self._srv_of(service + hostname)
-            if records:
-                return [
-                    Target(record.host.rstrip("."), record.port, hostname, hostname)
-                    for record in self._in_order(records)
-                    if record.host.rstrip(".")
-                ]
-        return [Target(hostname, DEFAULT_PORT, hostname, hostname)]
-
-    async def _well_known_of(self, hostname: str) -> str | None:
-        known = self._well_known.get(hostname)
+    async def _ask_well_known(self, host: str) -> Mapping[str, Any]:
+        known = self._well_known.get(host)
         if known is not None and known[1] > self._clock():
             return known[0]
-        answer = await self._lookups.well_known(hostname)
-        failures = 0
-        if answer.server is not None and is_valid_server_name(answer.server):
-            server: str | None = answer.server
-            ttl = WELL_KNOWN_DEFAULT_S if answer.ttl_s is None else answer.ttl_s
-            ttl = min(max(ttl, WELL_KNOWN_MIN_S), WELL_KNOWN_MAX_S)
+        given = await self._lookups.well_known(host)
+        errors = 0
+        if given.answer:
+            ttl = WELL_KNOWN_DEFAULT_CACHE_S if given.ttl_s is None else given.ttl_s
+            ttl = min(max(ttl, WELL_KNOWN_MIN_CACHE_S), WELL_KNOWN_MAX_CACHE_S)
         else:
-            server = None
-            failures = (known[2] if known is not None else 0) + 1
-            ttl = min(WELL_KNOWN_ERROR_S * 2 ** min(failures - 1, 8), WELL_KNOWN_ERROR_MAX_S)
-        _keep(self._well_known, hostname, (server, self._clock() + ttl, failures))
-        return server
+            errors = (known[2] if known is not None else 0) + 1
+            ttl = min(WELL_KNOWN_FIRST_ERROR_CACHE_S * 2 ** min(errors - 1, 8), WELL_KNOWN_ERROR_CACHE_S)
+        _keep(self._well_known, host, (given.answer, self._clock() + ttl, errors))
+        return given.answer
 
-    async def _srv_of(self, name: str) -> Sequence[SrvRecord]:
+    async def _ask_srv(self, name: str) -> Sequence[SrvRecord]:
         known = self._srv.get(name)
         if known is not None and known[1] > self._clock():
             return known[0]
         records = await self._lookups.srv(name)
-        _keep(self._srv, name, (records, self._clock() + SRV_S))
+        _keep(self._srv, name, (records, self._clock() + SRV_CACHE_S))
         return records
-
-    def _in_order(self, records: Sequence[SrvRecord]) -> list[SrvRecord]:
-        # RFC 2782: by priority, and within one at random by weight.
-        return sorted(
-            records, key=lambda record: (record.priority, -self._random.random() * (record.weight + 0.01))
-        )
-
-
-def _direct(server_name: str) -> Target | None:
-    host, port = split_host_port(server_name)
-    if host.startswith("["):
-        bare = host[1:-1]
-        return Target(bare, port or DEFAULT_PORT, bare, server_name)
-    if host.replace(".", "").isdigit() and host.count(".") == 3:
-        return Target(host, port or DEFAULT_PORT, host, server_name)
-    return None if port is None else Target(host, port, host, server_name)
 
 
 def _keep(cache: "OrderedDict[str, _V]", key: str, value: _V) -> None:

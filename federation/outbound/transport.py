@@ -23,11 +23,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from federation.outbound.deny import DenyList
-from federation.outbound.discovery import SrvRecord, Target, WellKnown
+from federation.outbound.discovery import Target, WellKnown
 from federation.outbound.errors import BadAnswer, Unreachable
-from matrixlib.canonical_json import CanonicalJsonError, parse_json
+from matrixlib.server_discovery import MAX_WELL_KNOWN_BYTES, SrvRecord, parse_well_known
 
-WELL_KNOWN_MAX_BYTES = 50 * 1024
 WELL_KNOWN_TIMEOUT_S = 15.0
 WELL_KNOWN_REDIRECTS = 5
 SRV_TIMEOUT_S = 5.0
@@ -176,14 +175,14 @@ class Transport:
                 for _ in range(WELL_KNOWN_REDIRECTS + 1):
                     parts = urlsplit(url)
                     if parts.scheme != "https" or not parts.hostname:
-                        return WellKnown(None, None)
+                        return WellKnown({}, None)
                     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
                     response = await self.request(
                         Target(parts.hostname, parts.port or 443, parts.hostname, parts.netloc),
                         "GET",
                         path,
                         timeout_s=WELL_KNOWN_TIMEOUT_S,
-                        max_bytes=WELL_KNOWN_MAX_BYTES,
+                        max_bytes=MAX_WELL_KNOWN_BYTES,
                     )
                     location = response.headers.get("location")
                     if response.status not in (301, 302, 303, 307, 308) or location is None:
@@ -191,7 +190,7 @@ class Transport:
                     url = urljoin(url, location)
         except (TimeoutError, Unreachable, BadAnswer, ValueError):
             pass
-        return WellKnown(None, None)
+        return WellKnown({}, None)
 
     async def srv(self, name: str) -> Sequence[SrvRecord]:
         """Look an SRV record up; no records where there is none or the look-up fails."""
@@ -222,14 +221,8 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int, name: str) -> 
 
 
 def _read_well_known(response: RawResponse) -> WellKnown:
-    if response.status != 200:
-        return WellKnown(None, None)
-    try:
-        value = parse_json(response.body)
-    except CanonicalJsonError:
-        return WellKnown(None, None)
-    server = value.get("m.server") if isinstance(value, dict) else None
-    return WellKnown(server if isinstance(server, str) else None, cache_time_s(response.headers, time.time()))
+    answer = parse_well_known(response.status, response.body)
+    return WellKnown(answer, cache_time_s(response.headers, time.time()))
 
 
 def cache_time_s(headers: Mapping[str, str], now_s: float) -> float | None:
