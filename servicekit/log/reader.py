@@ -14,7 +14,8 @@ bounded: nothing more is asked for while the caller does not take what is there.
 A position moves over sequences that the filter skips (`through`), every `SKIP_CHECK_S` while nothing comes.
 What cannot be gone on from raises `PositionTooOld`, `PositionAhead` or `EpochChanged`. A stream made anew
 begins above every earlier position (`first_seq`); a reader that stands exactly before its first sequence has
-missed nothing and goes on. LIVE is read with `after=None`: from what is there now, without position.
+missed nothing and goes on. LIVE is read with `after=None`: from what is there now, without position; a batch
+without messages and with another epoch says that it was made anew.
 """
 
 import asyncio

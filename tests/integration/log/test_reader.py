@@ -286,6 +286,9 @@ async def test_live_is_read_from_now_and_survives_being_lost(nats: NatsProcess, 
         await until(lambda: room.connected and edge.connected)
         await edge.wait_for_streams()
         await edge.publish("live.typing.1.abc", b"after")
+        anew = await anext(source)  # says that it was made anew, before anything comes
+        assert anew.messages == []
         second = await anext(source)
         assert [m.data for m in second.messages] == [b"after"]
+        assert second.epoch == anew.epoch
         assert second.epoch != first.epoch
