@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from federation.clock import NowMs
+from federation.http.endpoints import Endpoint
 from federation.keys.published import OwnKeys
 from federation.keys.ring import KeyRing
 from matrixlib.canonical_json import CanonicalJsonError, parse_json
 from matrixlib.identifiers import is_valid_server_name
 from matrixlib.signing import sign_json
 from servicekit.errors import bad_json, invalid_param
-from servicekit.http import Request, Response, Router, json_response
+from servicekit.http import Request, Response, json_response
 
 # What one request may make us fetch, and how long it may wait for it.
 MAX_SERVERS = 100
@@ -21,20 +22,20 @@ NOTARY_TIMEOUT_S = 20.0
 class KeyRoutes:
     """`/_matrix/key/v2`: anybody may ask, no signature is needed."""
 
+    # A key id in the path is an older form of the same question.
+    ENDPOINTS = (
+        Endpoint("GET", "/_matrix/key/v2/server", "get_own", signed=False),
+        Endpoint("GET", "/_matrix/key/v2/server/{key_id?}", "get_own", signed=False),
+        Endpoint("GET", "/_matrix/key/v2/query/{server_name}", "get_remote", signed=False),
+        Endpoint("GET", "/_matrix/key/v2/query/{server_name}/{key_id?}", "get_remote", signed=False),
+        Endpoint("POST", "/_matrix/key/v2/query", "query_remote", signed=False),
+    )
+
     def __init__(self, own: OwnKeys, ring: KeyRing, now_ms: NowMs) -> None:
         self._own = own
         self._ring = ring
         self._now_ms = now_ms
         self._default_name = next(iter(own.signing))
-
-    def add(self, router: Router) -> None:
-        """Add the routes."""
-        router.add("GET", "/_matrix/key/v2/server", self.get_own)
-        # The key id in the path is an older form of the same question.
-        router.add("GET", "/_matrix/key/v2/server/{key_id?}", self.get_own)
-        router.add("GET", "/_matrix/key/v2/query/{server_name}", self.get_remote)
-        router.add("GET", "/_matrix/key/v2/query/{server_name}/{key_id?}", self.get_remote)
-        router.add("POST", "/_matrix/key/v2/query", self.query_remote)
 
     async def get_own(self, request: Request) -> Response:
         """GET /_matrix/key/v2/server: of several local names, the one that the Host header asks for."""

@@ -3,8 +3,9 @@
 from importlib import metadata
 from urllib.parse import urlsplit
 
+from federation.http.endpoints import Endpoint
 from servicekit.errors import not_found
-from servicekit.http import Request, Response, Router, json_response
+from servicekit.http import Request, Response, json_response
 
 
 class VersionRoutes:
@@ -12,19 +13,22 @@ class VersionRoutes:
 
     Args:
         public_base_url: where this server is reached; only an HTTPS one can be delegated to.
-        server_name: the name that the well-known answer would be asked under.
     """
 
-    def __init__(self, public_base_url: str | None, server_name: str) -> None:
-        self._delegated = _delegated(public_base_url, server_name)
-        self._version = json_response({"server": {"name": "Arbor", "version": metadata.version("arbor")}})
+    ENDPOINTS = (
+        Endpoint("GET", "/_matrix/federation/v1/version", "get_version", signed=False),
+        Endpoint(
+            "GET",
+            "/.well-known/matrix/server",
+            "get_well_known",
+            signed=False,
+            resources=("federation", "client"),
+        ),
+    )
 
-    def add(self, router: Router) -> None:
-        """Add the routes."""
-        router.add("GET", "/_matrix/federation/v1/version", self.get_version)
-        router.add(
-            "GET", "/.well-known/matrix/server", self.get_well_known, resources=["federation", "client"]
-        )
+    def __init__(self, public_base_url: str | None) -> None:
+        self._delegated = _delegated(public_base_url)
+        self._version = json_response({"server": {"name": "Arbor", "version": metadata.version("arbor")}})
 
     async def get_version(self, request: Request) -> Response:
         """GET /_matrix/federation/v1/version."""
@@ -39,7 +43,7 @@ class VersionRoutes:
         )
 
 
-def _delegated(public_base_url: str | None, server_name: str) -> str | None:
+def _delegated(public_base_url: str | None) -> str | None:
     parts = urlsplit(public_base_url or "")
     if parts.scheme != "https" or not parts.hostname:
         return None
