@@ -1,4 +1,4 @@
-"""Local writers do not fork rooms: many at once, through two edges, with another server's events in between."""
+"""Local writers do not fork rooms: many at once, through two edges, another server's events in between."""
 
 import asyncio
 import re
@@ -41,7 +41,7 @@ async def two_edges(folder: Path) -> AsyncIterator[tuple[ArborServer, SecondEdge
 async def foreign_joins(writer: ForeignWriter, room_id: str) -> None:
     event_id = await writer.write(room_id, "m.room.member", {"membership": "join"}, state_key=writer.user_id)
     async with asyncio.timeout(20):
-        while not any(event.event_id == event_id for event in (await writer.latest(room_id)).state):
+        while event_id not in [event.event_id for event in (await writer.latest(room_id)).state]:
             await asyncio.sleep(0.05)
 
 

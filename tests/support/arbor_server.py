@@ -19,6 +19,7 @@ import yaml
 
 from tests.support import processes
 from tests.support.homeserver import SHARED_SECRET, Homeserver
+from tests.support.ports import free_port
 
 ARBOR = Path(sys.executable).parent / "arbor"
 
@@ -126,3 +127,33 @@ class ArborServer(Homeserver):
     def disk_bytes(self) -> int:
         """What it has on disk, logs of the run excepted."""
         return processes.disk_bytes(self.data_dir)
+
+
+class SecondEdge(Homeserver):
+    """One more clientapi process of a running deployment: same log, RoomServer and accounts, its own port.
+
+    It serves all of clientapi and nothing of syncapi, so read elsewhere. Its `cpu_seconds` are its own.
+    """
+
+    name = "Arbor's second edge"
+
+    def __init__(self, deployment: ArborServer) -> None:
+        folder = deployment.folder / "second-edge"
+        super().__init__(folder)
+        folder.mkdir(exist_ok=True)
+        self.server_name = deployment.server_name
+        self._port = free_port()
+        self.config_path = folder / "homeserver.yaml"
+        settings = yaml.safe_load(deployment.config_path.read_text())
+        own = {
+            "listeners": [{"host": "127.0.0.1", "port": self._port, "resources": ["client"]}],
+            "grpc": {"listen": {"clientapi": f"unix:{folder / 'clientapi.sock'}"}},
+        }
+        self.config_path.write_text(yaml.safe_dump(settings | own))
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ARBOR_")}
+        return [str(ARBOR), "clientapi", "--config", str(self.config_path)], environment
+
+    def _find_base_url(self) -> str | None:
+        return f"http://127.0.0.1:{self._port}"

@@ -108,8 +108,10 @@ class Homeserver(ABC):
         process, self._process = self._process, None
         if process is None:
             return
-        for member in processes.process_tree(process.pid):
-            with contextlib.suppress(Exception):
+        # Held first, so that it neither restarts nor ends in good order what is being killed.
+        os.kill(process.pid, signal.SIGSTOP)
+        for member in reversed(list(processes.process_tree(process.pid))):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)
         process.wait()
 
