@@ -117,7 +117,7 @@ chaos-smoke: setup ## the same for a minute
 	ARBOR_CHAOS=smoke $(PYTEST) tests/chaos $(ARGS)
 
 fuzz: setup ## the property tests with many more examples
-	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/property $(ARGS)
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) --timeout 7200 tests/property $(ARGS)
 
 bench: setup peers-setup ## the same load against Arbor and Synapse, with a table of ratios (long)
 	$(BIN)/python -m benchmarks $(ARGS)
