@@ -17,7 +17,7 @@ from servicekit.config.schema import Config, Listener, Nats
 ENV_PREFIX = "ARBOR_"
 # Variables with our prefix that are no configuration keys.
 ENV_CONFIG_FILE = "ARBOR_CONFIG"
-ENV_INTERNAL_PREFIXES = ("ARBOR_INTERNAL_", "ARBOR_TEST_")
+ENV_INTERNAL_PREFIXES = ("ARBOR_INTERNAL_", "ARBOR_TEST_", "ARBOR_FAULT", "ARBOR_CHAOS")
 
 # A server name (specification, appendices "Server Name"): IPv4, [IPv6] or DNS name, and an optional port.
 _SERVER_NAME = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z.-]{1,230})(?::\d{1,5})?\Z")

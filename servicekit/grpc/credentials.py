@@ -21,6 +21,7 @@ ALLOWED_CALLERS: dict[str, frozenset[str]] = {
     "clientapi": frozenset({"syncapi", "federation", "mediaapi", "appservice", "cli"}),
     "federation": frozenset({"clientapi", "syncapi", "mediaapi", "appservice", "cli"}),
     "syncapi": frozenset({"clientapi", "appservice", "cli"}),
+    "appservice": frozenset({"clientapi", "mediaapi", "cli"}),
 }
 AUTHORIZATION = "authorization"
 

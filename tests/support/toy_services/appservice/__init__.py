@@ -1,0 +1,1 @@
+"""A toy in place of the application services."""
