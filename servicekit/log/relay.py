@@ -8,7 +8,7 @@
 
 A lane per partition:
 
-    queue ──► in flight: one message, or from BATCH_FROM on one atomic batch ──► published
+    queue ──► in flight: one message, or (if many wait) all lanes in one atomic batch ──► published
                  │ timeout, refused fence, no connection, start, handover
                  ▼
               in doubt ──► read the partition's last entry from the stream's leader ──► drop what is there, go
@@ -39,8 +39,10 @@ from servicekit.logging import get_logger
 
 log = get_logger("servicekit.log")
 
-BATCH_FROM = 9
-"""Queued messages from which an atomic batch (5 ms whatever its size) is faster than one after the other."""
+# An atomic batch waits 5 ms and costs the server 2.5 ms of CPU whatever its size; a message on its own costs
+# it 0.2 ms, and in one lane they go one after the other. So a batch is better from about here:
+BATCH_FROM = 16
+BATCH_FROM_IN_LANE = 9
 BATCH_MAX_BYTES = 8 * 1024 * 1024
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 2.0
@@ -99,7 +101,6 @@ class _Lane:
         self.in_flight = 0
         self.doubt = True
         self.retry_s = RETRY_MIN_S
-        self.round = 0  # counts publishes, so that an answer to an earlier one is told apart
 
 
 class OutboxRelay:
@@ -203,8 +204,7 @@ class OutboxRelay:
             lane.tail_no = entry.output_no
             lane.queue.append((entry, ticket))
             touched[entry.partition] = lane
-        for lane in touched.values():
-            self._pump(lane)
+        self._pump(touched.values())
         return ticket.future
 
     def deletable(self) -> list[Published]:
@@ -219,34 +219,52 @@ class OutboxRelay:
 
     # -- publishing
 
-    def _pump(self, lane: _Lane) -> None:
-        if lane.in_flight or not lane.queue:
+    def _pump(self, lanes: Iterable[_Lane]) -> None:
+        """Publish from those of the lanes that have something and wait for nothing."""
+        ready = []
+        for lane in lanes:
+            if lane.queue and not lane.in_flight:
+                if lane.doubt:
+                    self._doubtful.set()
+                else:
+                    ready.append(lane)
+        total = sum(len(lane.queue) for lane in ready)
+        if total >= BATCH_FROM or any(len(lane.queue) >= BATCH_FROM_IN_LANE for lane in ready):
+            self._publish_batch(ready)
             return
-        if lane.doubt:
-            self._doubtful.set()
-            return
-        lane.round += 1
-        if len(lane.queue) < BATCH_FROM:
+        for lane in ready:
             entry = lane.queue[0][0]
             lane.in_flight = 1
             fault_point("relay.before_publish")
             self._connection.publish_callback(
                 entry.subject,
                 entry.data,
-                partial(self._on_done, lane, lane.round),
+                partial(self._on_done, [(lane, 1)]),
                 headers=self._headers(lane, entry, first=True),
             )
-            return
+
+    def _publish_batch(self, lanes: list[_Lane]) -> None:
+        """Publish the beginnings of several lanes as one atomic batch, each lane's first message fenced."""
         messages: list[BatchMessage] = []
+        taken: list[tuple[_Lane, int]] = []
         size = 0
-        for entry, _ in lane.queue:
-            size += len(entry.data)
-            if messages and (len(messages) == BATCH_MAX_MESSAGES or size > BATCH_MAX_BYTES):
-                break
-            messages.append((entry.subject, entry.data, self._headers(lane, entry, first=not messages)))
-        lane.in_flight = len(messages)
+        for lane in lanes:
+            count = 0
+            for entry, _ in lane.queue:
+                size += len(entry.data)
+                if messages and (len(messages) == BATCH_MAX_MESSAGES or size > BATCH_MAX_BYTES):
+                    break
+                messages.append((entry.subject, entry.data, self._headers(lane, entry, first=count == 0)))
+                count += 1
+            lane.in_flight = count
+            if count:
+                taken.append((lane, count))
         fault_point("relay.before_publish")
-        self._connection.publish_batch(messages, partial(self._on_done, lane, lane.round))
+        self._connection.publish_batch(messages, partial(self._on_done, taken))
+        # What did not fit goes on its own (lanes of which nothing was taken).
+        rest = [lane for lane in lanes if lane.queue and not lane.in_flight]
+        if rest:
+            self._pump(rest)
 
     def _headers(self, lane: _Lane, entry: OutboxEntry, *, first: bool) -> dict[str, str]:
         headers = entry.wire_headers(self._writer)
@@ -257,25 +275,28 @@ class OutboxRelay:
             )
         return headers
 
-    def _on_done(self, lane: _Lane, round_: int, sequence: int, error: LogError | None) -> None:
-        if round_ != lane.round or self._lanes.get(lane.partition) is not lane:
-            return
-        count, lane.in_flight = lane.in_flight, 0
-        if error is not None:
-            lane.doubt = True
-            if isinstance(error, PublishRefused) and not error.fence:
-                log.error("log_publish_refused", partition=lane.partition, error=str(error))
-            else:
-                log.info(
-                    "log_relay_doubt", partition=lane.partition, error=f"{type(error).__name__}: {error}"
-                )
-            self._doubtful.set()
-            return
-        fault_point("relay.after_publish")
-        lane.retry_s = RETRY_MIN_S
-        for index in range(count):
-            self._finish_first(lane, sequence - count + 1 + index)
-        self._pump(lane)
+    def _on_done(self, taken: list[tuple[_Lane, int]], sequence: int, error: LogError | None) -> None:
+        """Take the answer to a publish of the first messages of lanes; `sequence` is the last one's."""
+        if error is None:
+            fault_point("relay.after_publish")
+        sequence -= sum(count for _, count in taken)
+        mine = []
+        for lane, count in taken:
+            lane.in_flight = 0
+            if self._lanes.get(lane.partition) is lane:
+                mine.append(lane)
+                if error is None:
+                    lane.retry_s = RETRY_MIN_S
+                    for number in range(1, count + 1):
+                        self._finish_first(lane, sequence + number)
+                else:
+                    lane.doubt = True
+            sequence += count
+        if isinstance(error, PublishRefused) and not error.fence:
+            log.error("log_publish_refused", service=self._connection.service, error=str(error))
+        elif error is not None:
+            log.info("log_relay_doubt", lanes=len(mine), error=f"{type(error).__name__}: {error}")
+        self._pump(mine)
 
     def _finish_first(self, lane: _Lane, sequence: int) -> None:
         entry, ticket = lane.queue.popleft()
@@ -286,7 +307,6 @@ class OutboxRelay:
         ticket.add(published)
 
     def _fail(self, lane: _Lane, error: OwnershipLost) -> None:
-        lane.round += 1
         while lane.queue:
             lane.queue.popleft()[1].fail(error)
 
@@ -318,7 +338,7 @@ class OutboxRelay:
             await asyncio.sleep(lane.retry_s)
         lane.retry_s = min(lane.retry_s * 2, RETRY_MAX_S)
         if self._lanes.get(lane.partition) is lane:
-            self._pump(lane)
+            self._pump([lane])
 
     def _later(self, lane: _Lane) -> None:
         asyncio.get_running_loop().call_later(lane.retry_s, self._doubtful.set)
