@@ -16,6 +16,22 @@ _LEVELS = (0, 0, 10, 50, 50, 99, 100, 100)
 _PROPERTIES = ("ban", "kick", "invite", "redact", "state_default", "events_default", "users_default")
 _TYPES = ("m.room.topic", "m.room.name", "m.room.power_levels", "m.room.join_rules", "m.room.message")
 
+_STATE_ACTIONS = (
+    "join",
+    "join",
+    "leave",
+    "ban",
+    "ban",
+    "kick",
+    "invite",
+    "levels",
+    "levels",
+    "rules",
+    "state",
+    "state",
+)
+_ACTIONS = (*_STATE_ACTIONS, "knock", "restricted", "message", "redact", "other", "rejected")
+
 
 def random_room(version: str, seed: int, *, steps: int = 30) -> Room:
     """A room of some steps after its creation."""
@@ -53,23 +69,7 @@ def _step(room: Room, rng: random.Random) -> None:
     ts = rng.choice((None, None, room.clock, 1_700_000_000_000 + rng.randint(0, 50)))
     sender = ALICE if rng.random() < 0.4 else rng.choice(USERS)
     target = rng.choice(USERS)
-    action = rng.choice(
-        (
-            "join",
-            "join",
-            "leave",
-            "ban",
-            "ban",
-            "kick",
-            "invite",
-            "levels",
-            "levels",
-            "rules",
-            "state",
-            "state",
-        )
-        + ("knock", "restricted", "message", "redact", "other", "rejected")
-    )
+    action = rng.choice(_ACTIONS)
     common: dict[str, Any] = {"prev": prev, "ts": ts}
     match action:
         case "join" | "leave" | "knock":

@@ -188,7 +188,7 @@ def main():
         try:
             request = json.loads(line)
             answer = {"result": operations[request["op"]](request)}
-        except Exception:  # noqa: BLE001 - the other end raises it
+        except Exception:  # the other end raises it
             answer = {"error": traceback.format_exc()}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
