@@ -168,6 +168,24 @@ async def test_a_second_owner_fences_the_first_out(connect: Connect) -> None:
     assert [data for _, data in await stored(first)] == [b"3/%d" % n for n in (1, 2, 3, 4, 5)]
 
 
+async def test_a_batch_over_many_partitions_survives_the_loss_of_one(connect: Connect) -> None:
+    first, second = await connect("roomserver"), await connect("roomserver")
+    async with relaying(first) as old, relaying(second) as new:
+        for partition in range(4):
+            await old.adopt(partition, 1, None)
+        published = await old.publish([entry(p, n) for n in range(1, 7) for p in range(4)])
+        assert sorted(p.sequence for p in published) == list(range(1, 25))
+        await new.adopt(2, 2, Published(2, 6, 0))
+        await new.publish([entry(2, 7, 2)])
+        calls = [old.publish(entries(partition, 7, 12)) for partition in range(4)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [list, list, OwnershipLost, list]
+    found = [data for _, data in await stored(first)]
+    for partition, last in ((0, 12), (1, 12), (2, 7), (3, 12)):
+        mine = [data for data in found if data.startswith(b"%d/" % partition)]
+        assert mine == [b"%d/%d" % (partition, n) for n in range(1, last + 1)]
+
+
 async def test_an_owner_that_wakes_up_late_cannot_publish_what_it_still_holds(connect: Connect) -> None:
     first, second = await connect("roomserver"), await connect("roomserver")
     async with relaying(first) as old, relaying(second) as new:
