@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-disable_created_metrics()  # twice the series, and nobody asks for them
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, nobody asks for them
 registry = CollectorRegistry(auto_describe=True)
 
 # Seconds. From a memory look-up to a request that somebody gave up on.
