@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Table, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from servicekit.log.errors import PositionTaken, StopFollowing
+from servicekit.log.faultpoints import fault_point
 from servicekit.log.reader import Batch, LogMessage
 from servicekit.log.subjects import parse_subject
 from servicekit.log.tables import LogTables
@@ -189,6 +190,7 @@ class Applier(Generic[R]):
         messages, numbers = self._fresh(batch.messages, stamps)
         results = [self._handler.apply_batch(conn, messages)] if messages else []
         self._store_numbers(conn, numbers, stamps)
+        fault_point("follower.before_commit")
         duplicates = len(batch.messages) - len(messages)
         return Applied(
             results, batch.through, batch.epoch, len(messages), [], duplicates, {**stamps, **numbers}
