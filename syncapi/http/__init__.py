@@ -1,0 +1,1 @@
+"""The endpoints: one module each. `edge` is what they share."""

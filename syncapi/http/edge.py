@@ -1,0 +1,72 @@
+"""What the endpoints share: the caller, the user's own writes waited for, one hop to the database."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+
+from servicekit.database import Database
+from servicekit.errors import MatrixError, invalid_param
+from servicekit.http import Request
+from syncapi.auth import Caller, TokenCache
+from syncapi.filters import Filter
+from syncapi.reads import ReadsFollowWrites
+from syncapi.storage import accounts
+from syncapi.storage import events as event_storage
+from syncapi.sync.engine import SyncEngine
+from syncapi.tokens import SyncToken, TopologicalToken, parse_token
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FilterSource:
+    """Where a request's filter comes from; see `syncapi.filter_source`."""
+
+    async def load(self, user_id: str, text: str | None) -> Filter:
+        """Return the filter that a `filter` parameter names."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The parts that endpoints use."""
+
+    database: Database
+    tokens: TokenCache
+    reads: ReadsFollowWrites
+    engine: SyncEngine
+    filters: FilterSource
+
+    async def caller(self, request: Request) -> Caller:
+        """Return who makes a request, once what they wrote is applied."""
+        caller = await self.tokens.resolve(request)
+        await self.reads.wait(caller.user_id)
+        return caller
+
+    async def read(
+        self, work: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run `work(connection, …)` in one snapshot."""
+        return await self.database.read(work, *args, **kwargs)
+
+
+def not_found(what: str = "Not found") -> MatrixError:
+    """Return a 404."""
+    return MatrixError("M_NOT_FOUND", 404, what)
+
+
+def place_of(connection: Connection, room_id: str, text: str, name: str) -> tuple[int, int]:
+    """Return the (depth, position) that a token stands before.
+
+    Raises:
+        MatrixError: M_INVALID_PARAM, no token of ours.
+    """
+    token = parse_token(text, name)
+    if isinstance(token, TopologicalToken):
+        return token.depth, token.position
+    assert isinstance(token, SyncToken)
+    if token.output_sequence > accounts.load_position(connection)[1]:
+        raise invalid_param(f"{name} is not a token of this server")
+    return event_storage.load_depth_at(connection, room_id, token.position) + 1, 0

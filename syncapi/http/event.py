@@ -1,0 +1,128 @@
+"""`GET /rooms/{roomId}/event/{eventId}` and `/context/{eventId}`."""
+
+import orjson
+from sqlalchemy import Connection
+
+from servicekit.http import Request, Response, Router, json_response
+from syncapi import access
+from syncapi.applied import StoredEvent
+from syncapi.auth import Caller
+from syncapi.filters import EventFilter, parse_room_event_filter
+from syncapi.http.edge import Edge, not_found
+from syncapi.http.rendering import render_list, render_one
+from syncapi.storage import events as event_storage
+from syncapi.storage import state
+from syncapi.storage.accounts import load_account_entry
+from syncapi.tokens import TopologicalToken
+from syncapi.visibility import visible
+from syncapi.window import parse_ignored
+
+MAX_CONTEXT = 100
+MAX_SCANNED = 1000
+
+
+def find_event(
+    connection: Connection, caller: Caller, room_id: str, event_id: str
+) -> tuple[StoredEvent, access.Access, dict[int, str]]:
+    """Return an event that the caller may see.
+
+    Raises:
+        MatrixError: M_NOT_FOUND; whether it exists is not said to who may not see it.
+    """
+    event = event_storage.load_event(connection, event_id)
+    if event is None or event.room_id != room_id:
+        access.find_access(connection, room_id, caller.user_id)
+        raise not_found("No such event")
+    allowed = access.find_access(connection, room_id, caller.user_id)
+    seen, members = visible(connection, allowed.past, [event])
+    if not seen or event.position > allowed.through or not _readable(connection, event, allowed):
+        raise not_found("No such event")
+    return event, allowed, dict(members)
+
+
+def _readable(connection: Connection, event: StoredEvent, allowed: access.Access) -> bool:
+    """What is known as state only is readable if it is, or was in the reader's time, state."""
+    return event.placement in (1, 2) or event.state_key is not None
+
+
+def load_one(connection: Connection, caller: Caller, room_id: str, event_id: str) -> bytes:
+    """Return the event."""
+    event, allowed, members = find_event(connection, caller, room_id, event_id)
+    return render_one(caller, event, allowed.past, members)
+
+
+def load_context(
+    connection: Connection, caller: Caller, room_id: str, event_id: str, limit: int, filter_: EventFilter
+) -> bytes:
+    """Return the event with what came before and after it, and the state at the last of these."""
+    event, allowed, members = find_event(connection, caller, room_id, event_id)
+    ignored = parse_ignored(load_account_entry(connection, caller.user_id, "m.ignored_user_list"))
+    memberships = dict(members)
+    sides: dict[bool, tuple[list[StoredEvent], TopologicalToken]] = {}
+    for backwards, count in ((True, limit // 2), (False, limit - limit // 2)):
+        place = (event.depth, event.position if backwards else event.position + 1)
+        chosen: list[StoredEvent] = []
+        scanned = 0
+        while len(chosen) < count and scanned < MAX_SCANNED:
+            wanted = max(count - len(chosen), 1)
+            found = event_storage.load_page(
+                connection, room_id, backwards=backwards, start=place, through=allowed.through, count=wanted
+            )
+            scanned += len(found)
+            seen, outside = visible(connection, allowed.past, found)
+            memberships.update(outside)
+            chosen += [
+                other
+                for other in seen
+                if filter_.passes(other.type, other.sender, other.flags)
+                and not (other.sender in ignored and other.state_key is None)
+            ]
+            if found:
+                last = found[-1]
+                place = (last.depth, last.position if backwards else last.position + 1)
+            if len(found) < wanted:
+                break
+        sides[backwards] = (chosen, TopologicalToken(*place))
+    before, start = sides[True]
+    after, end = sides[False]
+    at = (after[-1] if after else event).position
+    if at < 0:
+        at = 0
+    if allowed.at is not None:
+        at = min(at, allowed.at)
+    if filter_.lazy_load_members:
+        senders = sorted({other.sender for other in [*before, event, *after]})
+        current = state.load_state(connection, room_id, at, members=False)
+        current += state.load_members(connection, room_id, senders, at)
+    else:
+        current = state.load_state(connection, room_id, at)
+    past = allowed.past
+    return b'{"start":%b,"end":%b,"event":%b,"events_before":[%b],"events_after":[%b],"state":[%b]}' % (
+        orjson.dumps(str(start)),
+        orjson.dumps(str(end)),
+        render_one(caller, event, past, memberships),
+        render_list(connection, caller, before, past, memberships),
+        render_list(connection, caller, after, past, memberships),
+        render_list(connection, caller, current, past, {}),
+    )
+
+
+def add_routes(router: Router, edge: Edge) -> None:
+    """Add the endpoints."""
+
+    async def get_event(request: Request) -> Response:
+        caller = await edge.caller(request)
+        params = request.path_params
+        return json_response(await edge.read(load_one, caller, params["room_id"], params["event_id"]))
+
+    async def get_context(request: Request) -> Response:
+        caller = await edge.caller(request)
+        params = request.path_params
+        limit = request.query_int("limit", 10, maximum=MAX_CONTEXT)
+        filter_ = parse_room_event_filter(request.query.get("filter"))
+        return json_response(
+            await edge.read(load_context, caller, params["room_id"], params["event_id"], limit, filter_)
+        )
+
+    router.add("GET", "/_matrix/client/v3/rooms/{room_id}/event/{event_id}", get_event)
+    router.add("GET", "/_matrix/client/v3/rooms/{room_id}/context/{event_id}", get_context)

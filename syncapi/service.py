@@ -1,0 +1,178 @@
+"""Wiring of the sync API: database, OUTPUT and LIVE followers, memory, endpoints. No decisions."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from arbor.accounts.v1 import accounts_pb2_grpc
+from arbor.roomserver.v1 import query_pb2_grpc
+from servicekit.config import Config
+from servicekit.database import Database
+from servicekit.grpc import channel_to
+from servicekit.http import Router
+from servicekit.log.connection import LogConnection
+from servicekit.log.follower import Follower
+from servicekit.log.reader import LogMessage, LogReader
+from servicekit.log.subjects import LIVE, OUTPUT
+from servicekit.logging import get_logger
+from servicekit.positions import user_positions
+from syncapi.applied import Applied
+from syncapi.auth import TokenCache
+from syncapi.consumer import Applier
+from syncapi.filter_source import FilterCache
+from syncapi.http import event, members, messages, state, sync
+from syncapi.http.edge import Edge
+from syncapi.live import Live, now_ms
+from syncapi.reads import ReadsFollowWrites
+from syncapi.storage.tables import log_tables, metadata
+from syncapi.sync.engine import SyncEngine
+from syncapi.sync.presence import shares_room
+from syncapi.window import Window, load_snapshot
+
+log = get_logger(__name__)
+
+
+class OutputHandler:
+    """What the follower does with a batch: see `consumer.Applier`."""
+
+    def __init__(self, applier: Applier) -> None:
+        self._applier = applier
+
+    def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Applied:
+        """Apply messages in order."""
+        return self._applier.apply(conn, messages)
+
+
+class SyncApi:
+    """The service; see `servicekit.service.protocol`."""
+
+    name = "syncapi"
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._database = Database(
+            config.database_url("syncapi"), metadata, "syncapi.storage.migrations", durability="relaxed"
+        )
+        self._applier = Applier(lambda user_id: config.is_local(user_id.partition(":")[2]))
+        self._window = Window()
+        self._live = Live()
+        self._connection: LogConnection | None = None
+        self._follower: Follower[Applied] | None = None
+        self._reload = asyncio.Event()
+        self._epoch = ""
+        accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
+        self._rooms: Any = query_pb2_grpc.QueryServiceStub(channel_to(config, "roomserver"))
+        self._tokens = TokenCache(accounts, now_ms)
+        reads = ReadsFollowWrites(user_positions, self._wait_for, lambda: self._window.sequence)
+        self._engine = SyncEngine(
+            self._database,
+            self._window,
+            self._live,
+            reads,
+            lambda: self._epoch,
+            cache_seconds=config.sync.response_cache_seconds,
+        )
+        self._edge = Edge(self._database, self._tokens, reads, self._engine, FilterCache(accounts))
+
+    def routes(self, router: Router) -> None:
+        """Add the HTTP routes."""
+        for endpoint in (sync, messages, state, members, event):
+            endpoint.add_routes(router, self._edge)
+
+    def servicers(self) -> list[Any]:
+        """Nothing is asked of this service by gRPC."""
+        return []
+
+    async def start(self) -> None:
+        """Open the database and the log, load what is recent."""
+        await asyncio.to_thread(self._database.migrate)
+        self._connection = await LogConnection.connect(self._config, self.name)
+        await self._connection.wait_for_streams()
+        self._epoch = self._connection.epoch(OUTPUT)
+        self._follower = Follower(
+            self._connection,
+            OUTPUT,
+            [],
+            self._database,
+            log_tables,
+            OutputHandler(self._applier),
+            on_committed=self._on_committed,
+            on_loaded=self._on_loaded,
+        )
+        self._window.load(await self._database.read(load_snapshot))
+
+    async def run(self) -> None:
+        """Follow OUTPUT and LIVE until cancelled."""
+        assert self._follower is not None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follower.run())
+            group.create_task(self._follow_live())
+            group.create_task(self._load_again())
+
+    async def drain(self) -> None:
+        """Let long polls answer."""
+        self._engine.stop()
+
+    async def stop(self) -> None:
+        """Close the log, then the database."""
+        if self._connection is not None:
+            await self._connection.close()
+        await asyncio.to_thread(self._database.close)
+
+    def health(self) -> str | None:
+        """Say why it is not well; None: it is."""
+        if self._follower is None or not self._follower.running:
+            return "OUTPUT is not being followed"
+        return None
+
+    # -- following
+
+    async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
+        return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)
+
+    def _on_committed(self, applied: Applied) -> None:
+        self._applier.committed()
+        if self._follower is not None and self._follower.epoch:
+            self._epoch = self._follower.epoch
+        self._window.apply(applied)
+        for user in applied.accounts:
+            self._tokens.invalidate(user)
+
+    def _on_loaded(self, position: int) -> None:
+        if position != self._window.sequence:
+            # Results may have been missed: the memory is loaded anew.
+            self._window.invalidate()
+            self._tokens.clear()
+            self._reload.set()
+
+    async def _load_again(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self._window.load(await self._database.read(load_snapshot))
+
+    async def _follow_live(self) -> None:
+        assert self._connection is not None
+        reader = LogReader(self._connection, LIVE, (), after=None)
+        async with contextlib.aclosing(reader.batches()) as batches:
+            async for batch in batches:
+                self._live.begin(batch.epoch)
+                for message in batch.messages:
+                    room_id, user_id = self._live.apply(message.sequence, message.data)
+                    if room_id is not None:
+                        self._window.wake_room(room_id)
+                    if user_id is not None:
+                        self._wake_for_presence(user_id)
+
+    def _wake_for_presence(self, user_id: str) -> None:
+        for other, view in self._window.users.items():
+            if view.waiters and shares_room(self._window, user_id, other):
+                self._window.wake_user(other)
+
+
+def create(config: Config) -> SyncApi:
+    """Make the service."""
+    return SyncApi(config)

@@ -1,0 +1,47 @@
+"""What all parts of one answer share, and how an event is rendered for its reader."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from syncapi.applied import StoredEvent
+from syncapi.filters import Filter
+from syncapi.rendering import full_event, select_fields
+from syncapi.visibility import Past, membership_at
+
+
+@dataclass(slots=True)
+class Reader:
+    """Who reads, and in which form."""
+
+    user_id: str
+    device_id: str
+    filter: Filter
+    ignored: frozenset[str] = frozenset()
+    # federation format: event id -> PDU, fetched beforehand; empty: client format
+    pdus: Mapping[str, bytes] = field(default_factory=dict)
+
+    def render(self, event: StoredEvent, past: Past, members: Mapping[int, str]) -> bytes:
+        """Return an event as this reader gets it."""
+        if self.filter.federation_format and (pdu := self.pdus.get(event.event_id)) is not None:
+            return pdu
+        rendered = full_event(
+            event.body,
+            event.unsigned,
+            membership_at(past, event, members),
+            transaction_id=transaction_id(event, self.user_id, self.device_id),
+        )
+        return rendered if self.filter.fields is None else self._with_fields(rendered)
+
+    def _with_fields(self, rendered: bytes) -> bytes:
+        return select_fields(rendered, [list(path) for path in self.filter.fields or ()])
+
+    def render_all(self, events: Iterable[StoredEvent], past: Past, members: Mapping[int, str]) -> bytes:
+        """Return events as the inside of a JSON array."""
+        return b",".join([self.render(event, past, members) for event in events])
+
+
+def transaction_id(event: StoredEvent, user_id: str, device_id: str) -> str | None:
+    """Return the transaction id that the reader's device sent the event with; None: it did not."""
+    if event.txn_id is None or event.sender != user_id or event.txn_device != device_id:
+        return None
+    return event.txn_id

@@ -1,0 +1,281 @@
+"""An answer from the database: initial, after a change of the user's own memberships, or from long ago.
+
+Everything is read in one unit of work, from one snapshot, whose own position the answer leads to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from syncapi.applied import ReceiptMoved, RoomCounters, StoredEvent, UserRoom
+from syncapi.storage import accounts, members, receipts, rooms, state, to_device
+from syncapi.storage import events as event_storage
+from syncapi.storage.tables import MAX_POSITION
+from syncapi.sync.account_data import by_room, render_account_data
+from syncapi.sync.context import Reader
+from syncapi.sync.device_lists import load_device_lists
+from syncapi.sync.invited import render_stripped
+from syncapi.sync.joined import render_events, render_room
+from syncapi.sync.left import render_left
+from syncapi.sync.receipts import render_receipts
+from syncapi.sync.request import SyncRequest
+from syncapi.sync.response import Answer
+from syncapi.sync.state import DatabaseSource, select_state
+from syncapi.sync.summary import load_summary
+from syncapi.sync.timeline import load_timeline
+from syncapi.sync.unread import render_unread
+from syncapi.visibility import Past, always_joined
+from syncapi.window import last_position, parse_ignored
+
+MAX_TO_DEVICE = 100
+
+
+@dataclass(slots=True)
+class DatabaseAnswer:
+    """An answer with the position it leads to.
+
+    `members`: membership events that a lazy-loading client was given, for the window to remember.
+    """
+
+    answer: Answer
+    epoch: str
+    sequence: int
+    members: list[StoredEvent] = field(default_factory=list)
+
+
+def load_answer(
+    connection: Connection,
+    request: SyncRequest,
+    reader: Reader,
+    typing: Mapping[str, bytes],
+) -> DatabaseAnswer:
+    """Make the answer to a request.
+
+    Args:
+        typing: rooms whose `m.typing` is new to the client -> the event.
+    """
+    epoch, sequence = accounts.load_position(connection)
+    since = request.since.position if request.since is not None else None
+    result = DatabaseAnswer(Answer(), epoch, sequence)
+    _Builder(connection, request, reader, typing, result, since, last_position(sequence)).build()
+    return result
+
+
+class _Builder:
+    def __init__(
+        self,
+        connection: Connection,
+        request: SyncRequest,
+        reader: Reader,
+        typing: Mapping[str, bytes],
+        result: DatabaseAnswer,
+        since: int | None,
+        through: int,
+    ) -> None:
+        self.connection = connection
+        self.request = request
+        self.reader = reader
+        self.typing = typing
+        self.result = result
+        self.answer = result.answer
+        self.since = since
+        self.through = through
+        self.source = DatabaseSource(connection)
+        self.room_data: dict[str, list[bytes]] = {}
+
+    def build(self) -> None:
+        reader, filter_ = self.reader, self.reader.filter
+        data = by_room(
+            accounts.load_account_data(
+                self.connection, reader.user_id, -1 if self.since is None else self.since, self.through
+            )
+        )
+        ignored = accounts.load_account_entry(self.connection, reader.user_id, "m.ignored_user_list")
+        reader.ignored = parse_ignored(ignored)
+        self.answer.account_data = render_account_data(
+            data.pop("", ()), filter_.account_data, deleted=self.since is not None
+        )
+        self.room_data = {
+            room_id: render_account_data(entries, filter_.room_account_data, deleted=self.since is not None)
+            for room_id, entries in data.items()
+            if filter_.room_account_data.passes_room(room_id)
+        }
+        self._rooms()
+        if reader.device_id:
+            self.answer.to_device = [
+                message
+                for _, message in to_device.load_messages(
+                    self.connection, reader.user_id, reader.device_id, self.through, MAX_TO_DEVICE
+                )
+            ]
+
+    def _rooms(self) -> None:
+        filter_ = self.reader.filter
+        rows = [
+            row
+            for row in members.load_rooms_of_user(self.connection, self.reader.user_id)
+            if not row.forgotten and filter_.passes_room(row.room_id) and row.position <= self.through
+        ]
+        joined = [row for row in rows if row.joined_until == MAX_POSITION]
+        changed = [row.room_id for row in rows if self.since is None or row.position > self.since]
+        histories = state.load_member_history(self.connection, changed, self.reader.user_id)
+        newly_joined, newly_left = self._memberships(rows, histories)
+        self._joined(joined, histories, newly_joined)
+        if self.since is not None:
+            self.answer.changed, self.answer.left = load_device_lists(
+                self.connection,
+                self.reader.user_id,
+                [row.room_id for row in joined],
+                [room_id for room_id in newly_joined if self.since is not None],
+                newly_left,
+                since=self.since,
+                through=self.through,
+            )
+
+    def _was_joined(self, history: list[tuple[int, int, str]]) -> bool:
+        """Whether the client has the room from before: joined at since."""
+        if self.since is None:
+            return False
+        return any(m == "join" and since <= self.since < until for since, until, m in history)
+
+    def _memberships(
+        self, rows: list[UserRoom], histories: Mapping[str, list[tuple[int, int, str]]]
+    ) -> tuple[set[str], list[str]]:
+        """Make invites, knocks and left rooms; returns rooms that are new to the client, and left ones."""
+        newly_joined: set[str] = set()
+        newly_left: list[str] = []
+        for row in rows:
+            is_new = self.since is None or row.position > self.since
+            history = histories.get(row.room_id, [])
+            if row.joined_until == MAX_POSITION:
+                # A stay that began after since is new, even if an earlier one was known: state may be missed.
+                if self.since is None or (row.joined_since or 0) > self.since:
+                    newly_joined.add(row.room_id)
+            elif not is_new:
+                continue
+            elif row.membership in ("invite", "knock"):
+                self._invited(row)
+                if self.since is not None and self._was_joined(history):
+                    newly_left.append(row.room_id)
+            elif self.since is not None or self.reader.filter.include_leave:
+                was_joined = self._was_joined(history)
+                rendered = render_left(
+                    self.connection,
+                    self.request,
+                    self.reader,
+                    row,
+                    history,
+                    since=self.since if was_joined else None,
+                    told_since=self.since,
+                    account_data=self.room_data.get(row.room_id, []),
+                )
+                if rendered is not None:
+                    self.answer.leave[row.room_id] = rendered
+                if was_joined:
+                    newly_left.append(row.room_id)
+        return newly_joined, newly_left
+
+    def _invited(self, row: UserRoom) -> None:
+        own = event_storage.load_event(self.connection, row.event_id)
+        if own is not None and row.membership == "invite" and own.sender in self.reader.ignored:
+            return
+        section = self.answer.knock if row.membership == "knock" else self.answer.invite
+        section[row.room_id] = render_stripped(row, own)
+
+    def _joined(
+        self,
+        joined: list[UserRoom],
+        histories: Mapping[str, list[tuple[int, int, str]]],
+        newly_joined: set[str],
+    ) -> None:
+        ids = [row.room_id for row in joined]
+        counters = rooms.load_rooms(self.connection, ids)
+        ephemeral = self.reader.filter.ephemeral
+        receipts_of: dict[str, list[ReceiptMoved]] = {}
+        if ephemeral.passes("m.receipt", ""):
+            old_ids = [room_id for room_id in ids if room_id not in newly_joined]
+            receipts_of = receipts.load_receipts(
+                self.connection, old_ids, -1 if self.since is None else self.since, self.through
+            )
+            if newly_joined:
+                receipts_of |= receipts.load_receipts(self.connection, sorted(newly_joined), -1, self.through)
+        for row in joined:
+            room = counters[row.room_id]
+            is_new = row.room_id in newly_joined
+            room_receipts = receipts_of.get(row.room_id, [])
+            if (
+                not is_new
+                and not self.request.full_state
+                and self.since is not None
+                and room.last_position <= self.since
+                and row.room_id not in self.room_data
+                and row.room_id not in self.typing
+                and not room_receipts
+            ):
+                continue
+            rendered = self._joined_room(row, room, histories.get(row.room_id), room_receipts, is_new)
+            if rendered is not None:
+                self.answer.join[row.room_id] = rendered
+
+    def _joined_room(
+        self,
+        row: UserRoom,
+        room: RoomCounters,
+        history: list[tuple[int, int, str]] | None,
+        room_receipts: list[ReceiptMoved],
+        is_new: bool,
+    ) -> bytes | None:
+        request, reader = self.request, self.reader
+        since = None if is_new else self.since
+        past = always_joined(reader.user_id) if history is None else Past(reader.user_id, history)
+        if is_new:
+            after = room.timeline_floor - 1
+        else:
+            after = max(since or 0, room.timeline_floor - 1)
+        timeline = load_timeline(
+            self.connection,
+            reader,
+            past,
+            row.room_id,
+            after=after,
+            through=self.through,
+            empty_prev_batch=str(request.since) if request.since else f"t1_{room.max_depth + 1}_0",
+        )
+        summary: bytes | None = None
+        heroes: list[str] = []
+        full = since is None or request.full_state
+        changes = [] if full or since is None else self.source.changes(row.room_id, since, self.through)
+        if full or any(event.type in _SUMMARY_TYPES for event in changes):
+            summary, heroes = load_summary(self.connection, room, reader.user_id, self.through)
+        chosen = select_state(
+            self.source,
+            reader,
+            row.room_id,
+            timeline,
+            since=None if full else since,
+            through=self.through,
+            state_after=request.use_state_after,
+            heroes=heroes,
+        )
+        if reader.filter.lazy_load_members and not full:
+            self.result.members += [event for event in chosen if event.type == "m.room.member"]
+        ephemeral: list[bytes] = []
+        if reader.filter.ephemeral.passes_room(row.room_id):
+            if row.room_id in self.typing:
+                ephemeral.append(self.typing[row.room_id])
+            if rendered := render_receipts(room_receipts, reader):
+                ephemeral.append(rendered)
+        data = self.room_data.get(row.room_id, [])
+        if not (full or timeline.events or chosen or ephemeral or data or room_receipts or summary):
+            return None
+        return render_room(
+            render_events(reader, past, timeline, chosen, state_key=request.state_key),
+            summary=summary,
+            unread=render_unread(room, row),
+            account_data=data,
+            ephemeral=ephemeral,
+        )
+
+
+_SUMMARY_TYPES = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})

@@ -1,0 +1,241 @@
+"""An answer from memory: for a client whose token is recent and whose memberships have not changed since.
+
+What users of a room share is rendered once and kept until the room changes (`RoomView.rendered`): the timeline
+and state, unless the reader sent one of the events, ignores somebody or has a filter of an own kind.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TypeVar
+
+from syncapi.applied import AccountDataSet, ReceiptMoved, StateChanged, StoredEvent
+from syncapi.sync.account_data import by_room, render_account_data
+from syncapi.sync.context import Reader
+from syncapi.sync.joined import render_events, render_room
+from syncapi.sync.receipts import PRIVATE, render_receipts
+from syncapi.sync.request import SyncRequest
+from syncapi.sync.response import Answer
+from syncapi.sync.state import NotInMemory, select_state
+from syncapi.sync.timeline import make_timeline, wanted
+from syncapi.sync.unread import render_unread
+from syncapi.visibility import always_joined
+from syncapi.window import RoomView, UserView, Window
+
+T = TypeVar("T", StoredEvent, StateChanged, ReceiptMoved, AccountDataSet)
+_SUMMARY_TYPES = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})
+
+
+def after(held: "deque[T]", position: int) -> list[T]:
+    """Return those after a position, in order. They are few, and at the end."""
+    found = list(takewhile(lambda item: item.position > position, reversed(held)))
+    found.reverse()
+    return found
+
+
+@dataclass(slots=True)
+class _WindowSource:
+    """State from the window: only what changed lately, and members that were asked for lately."""
+
+    window: Window
+    room: RoomView
+
+    def changes(self, room_id: str, after_position: int, through: int) -> list[StoredEvent]:
+        """See state.Source."""
+        latest: dict[tuple[str, str], StateChanged] = {}
+        for change in after(self.room.changes, after_position):
+            if change.position <= through:
+                latest[change.type, change.state_key] = change
+        return [change.event for change in latest.values() if change.event is not None]
+
+    def full(self, room_id: str, at: int, *, members: bool) -> list[StoredEvent]:
+        """See state.Source."""
+        raise NotInMemory
+
+    def entries(self, room_id: str, keys: Iterable[tuple[str, str]], at: int) -> list[StoredEvent]:
+        """See state.Source."""
+        raise NotInMemory
+
+    def members(self, room_id: str, users: Iterable[str], at: int) -> list[StoredEvent]:
+        """See state.Source."""
+        found = []
+        for user in users:
+            event = self.window.members.get((room_id, user))
+            if event is None or event.position > at:
+                raise NotInMemory
+            found.append(event)
+        return found
+
+
+def make_answer(
+    window: Window, request: SyncRequest, reader: Reader, typing: Mapping[str, bytes]
+) -> Answer | None:
+    """Return the answer from memory; None: the database must."""
+    view = window.users.get(reader.user_id)
+    if request.since is None or request.full_state or not window.valid or view is None:
+        return None
+    since = request.since.position
+    if since < window.floor or reader.filter.federation_format:
+        return None
+    if view.memberships and view.memberships[-1][0] > since:
+        return None
+    if reader.device_id in view.inboxes:
+        return None
+    if window.device_lists and window.device_lists[-1][0] > since:
+        return None
+    reader.ignored = view.ignored
+    try:
+        return _answer(window, view, request, reader, typing, since)
+    except NotInMemory:
+        return None
+
+
+def _answer(
+    window: Window,
+    view: UserView,
+    request: SyncRequest,
+    reader: Reader,
+    typing: Mapping[str, bytes],
+    since: int,
+) -> Answer:
+    answer = Answer()
+    filter_ = reader.filter
+    room_data: dict[str, list[bytes]] = {}
+    if view.account_data and view.account_data[-1].position > since:
+        grouped = by_room(after(view.account_data, since))
+        answer.account_data = render_account_data(grouped.pop("", ()), filter_.account_data, deleted=True)
+        room_data = {
+            room_id: render_account_data(entries, filter_.room_account_data, deleted=True)
+            for room_id, entries in grouped.items()
+            if room_id in view.joined
+            and filter_.passes_room(room_id)
+            and filter_.room_account_data.passes_room(room_id)
+        }
+    rooms = dict.fromkeys(window.changed_rooms(view, since))
+    rooms.update(dict.fromkeys(room_data))
+    rooms.update(dict.fromkeys(room_id for room_id in typing if room_id in view.joined))
+    for room_id in rooms:
+        if filter_.passes_room(room_id):
+            rendered = _room(
+                window, view, request, reader, room_id, since, typing, room_data.get(room_id, [])
+            )
+            if rendered is not None:
+                answer.join[room_id] = rendered
+    return answer
+
+
+def _room(
+    window: Window,
+    view: UserView,
+    request: SyncRequest,
+    reader: Reader,
+    room_id: str,
+    since: int,
+    typing: Mapping[str, bytes],
+    data: list[bytes],
+) -> bytes | None:
+    room = window.rooms[room_id]
+    events = _events(window, room, request, reader, since)
+    ephemeral: list[bytes] = []
+    own_receipt = False
+    if reader.filter.ephemeral.passes_room(room_id):
+        if room_id in typing:
+            ephemeral.append(typing[room_id])
+        if room.receipts and room.receipts[-1].position > since:
+            receipts = after(room.receipts, since)
+            own_receipt = any(receipt.user_id == reader.user_id for receipt in receipts)
+            if rendered := _receipts(room, receipts, reader):
+                ephemeral.append(rendered)
+    if events is None and not ephemeral and not data and not own_receipt:
+        return None
+    return render_room(
+        events or _nothing(request),
+        summary=None,
+        unread=render_unread(room.counters, view.rooms[room_id]),
+        account_data=data,
+        ephemeral=ephemeral,
+    )
+
+
+def _nothing(request: SyncRequest) -> bytes:
+    return b'"timeline":{"events":[],"limited":false,"prev_batch":"%b"},"%b":{"events":[]}' % (
+        str(request.since).encode(),
+        request.state_key,
+    )
+
+
+def _receipts(room: RoomView, receipts: list[ReceiptMoved], reader: Reader) -> bytes | None:
+    if reader.ignored or any(receipt.receipt_type == PRIVATE for receipt in receipts):
+        return render_receipts(receipts, reader)
+    key = ("receipts", receipts[0].position, reader.filter.key)
+    if key not in room.rendered:
+        room.rendered[key] = render_receipts(receipts, reader)
+    rendered = room.rendered[key]
+    assert rendered is None or isinstance(rendered, bytes)
+    return rendered
+
+
+def _events(window: Window, room: RoomView, request: SyncRequest, reader: Reader, since: int) -> bytes | None:
+    """Return the room's timeline and state; None: there is nothing in either."""
+    found = after(room.events, since)
+    changed = bool(room.changes) and room.changes[-1].position > since
+    if not found and not changed:
+        return None
+    first = found[0].position if found else 0
+    first_change = next(iter(after(room.changes, since))).position if changed else 0
+    shared = not reader.ignored and not any(
+        event.sender == reader.user_id and event.txn_id is not None for event in found
+    )
+    key = ("events", first, first_change, reader.filter.key, request.state_key)
+    if shared and reader.filter.rooms is None and key in room.rendered:
+        known = room.rendered[key]
+        assert known is None or isinstance(known, bytes)
+        return known
+    rendered = _render_events(window, room, request, reader, found, since)
+    if shared:
+        room.rendered[key] = rendered
+    return rendered
+
+
+def _render_events(
+    window: Window,
+    room: RoomView,
+    request: SyncRequest,
+    reader: Reader,
+    found: list[StoredEvent],
+    since: int,
+) -> bytes | None:
+    through = max(room.last_change, since)
+    room_id = room.counters.room_id
+    filter_ = reader.filter
+    passing = (
+        [event for event in found if wanted(event, filter_, reader.ignored)]
+        if filter_.timeline.passes_room(room_id)
+        else []
+    )
+    limit = filter_.timeline.capped_limit()
+    limited = len(passing) > limit
+    chosen = passing[len(passing) - limit :] if limited else passing
+    timeline = make_timeline(
+        chosen,
+        limited=limited,
+        complete=len(chosen) == len(found),
+        empty_prev_batch=str(request.since),
+        through=through,
+    )
+    source = _WindowSource(window, room)
+    if any(change.type in _SUMMARY_TYPES for change in after(room.changes, since)):
+        raise NotInMemory  # the summary, and whoever else must be known for it
+    state = select_state(
+        source,
+        reader,
+        room_id,
+        timeline,
+        since=since,
+        through=through,
+        state_after=request.use_state_after,
+    )
+    if not timeline.events and not state:
+        return None
+    return render_events(reader, always_joined(reader.user_id), timeline, state, state_key=request.state_key)

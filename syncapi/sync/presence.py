@@ -1,0 +1,32 @@
+"""Presence of those with whom the reader shares a room (client-server API, "Presence")."""
+
+from syncapi.live import Live
+from syncapi.sync.context import Reader
+from syncapi.sync.request import SyncRequest
+from syncapi.window import Window
+
+
+def presence_events(window: Window, live: Live, request: SyncRequest, reader: Reader) -> list[bytes]:
+    """Return the presence events that are new to the client."""
+    if not live.presence or not reader.filter.presence.passes("m.presence", ""):
+        return []
+    view = window.users.get(reader.user_id)
+    if view is None:
+        return []
+    epoch, sequence = (request.since.live_epoch, request.since.live_sequence) if request.since else (None, 0)
+    if epoch == live.epoch and sequence >= live.sequence:
+        return []
+    shared = [
+        user
+        for user in live.presence
+        if user not in reader.ignored
+        and reader.filter.presence.passes("m.presence", user)
+        and (user == reader.user_id or shares_room(window, reader.user_id, user))
+    ]
+    return live.presence_since(shared, epoch, sequence)
+
+
+def shares_room(window: Window, one: str, other: str) -> bool:
+    """Whether two local users are joined to a common room."""
+    mine, theirs = window.users.get(one), window.users.get(other)
+    return mine is not None and theirs is not None and not mine.joined.isdisjoint(theirs.joined)

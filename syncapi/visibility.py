@@ -1,0 +1,100 @@
+"""Which events of a room a local user may see (client-server API, "Room History Visibility").
+
+A user's past in a room is a list of spans of membership; an event in the timeline is looked up there by its
+position, another one (back-filled) by what was told of local members with it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from syncapi.applied import StoredEvent
+from syncapi.storage import events as event_storage
+from syncapi.storage.tables import MAX_POSITION
+
+TIMELINE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A user's memberships in a room over time, and where the user's sight ends.
+
+    Args:
+        spans: (since, until, membership), oldest first.
+        sees_until: nothing after that position is for this user, world-readable events apart.
+        sees_depth: the same for events outside the timeline; None: no limit.
+    """
+
+    user_id: str
+    spans: Sequence[tuple[int, int, str]] = ()
+    sees_until: int = MAX_POSITION
+    sees_depth: int | None = None
+
+    def membership_at(self, position: int) -> str:
+        """Return the membership after what happened up to a position."""
+        for since, until, membership in reversed(self.spans):
+            if since <= position < until:
+                return membership
+        return "leave"
+
+    def joined_after(self, position: int) -> bool:
+        """Whether the user is joined, or was, at any time after a position."""
+        return any(membership == "join" and until > position for _, until, membership in self.spans)
+
+    @property
+    def ever_joined(self) -> bool:
+        """Whether the user was ever joined."""
+        return any(membership == "join" for _, _, membership in self.spans)
+
+
+def always_joined(user_id: str) -> Past:
+    """Return the past of a user who was joined all the time in question."""
+    return Past(user_id, ((0, MAX_POSITION, "join"),))
+
+
+def membership_at(past: Past, event: StoredEvent, members: Mapping[int, str]) -> str:
+    """Return the reader's membership at an event, the event itself included (`unsigned.membership`)."""
+    if event.placement == TIMELINE or event.position < 0:
+        return past.membership_at(event.position)
+    return members.get(event.position, "leave")
+
+
+def may_see(past: Past, event: StoredEvent, members: Mapping[int, str]) -> bool:
+    """Whether the reader may see an event.
+
+    Args:
+        members: the reader's membership at events outside the timeline: position -> membership.
+    """
+    user_id = past.user_id
+    in_timeline = event.placement == TIMELINE
+    after = membership_at(past, event, members)
+    before = past.membership_at(event.position - 1) if in_timeline else after
+    own = event.type == "m.room.member" and event.state_key == user_id
+    if own and in_timeline and ("join" in (before, after) or after in ("leave", "ban", "invite", "knock")):
+        return True
+    visibilities = {event.visibility}
+    if event.type == "m.room.history_visibility" and event.visibility_after:
+        # A change of the visibility itself is seen if either value allows it.
+        visibilities.add(event.visibility_after)
+    if "world_readable" in visibilities:
+        return True
+    if before == "join" or after == "join":
+        return True
+    if "shared" in visibilities:
+        if in_timeline:
+            return past.joined_after(event.position)
+        return past.ever_joined and (past.sees_depth is None or event.depth <= past.sees_depth)
+    if "invited" in visibilities:
+        return before == "invite" or after == "invite"
+    return False
+
+
+def visible(
+    connection: Connection, past: Past, events: Iterable[StoredEvent]
+) -> tuple[list[StoredEvent], Mapping[int, str]]:
+    """Return those events that the reader may see, and the memberships of those outside the timeline."""
+    listed = list(events)
+    outside = [event.position for event in listed if event.placement != TIMELINE and event.position > 0]
+    members = event_storage.load_members_at(connection, outside, past.user_id) if outside else {}
+    return [event for event in listed if may_see(past, event, members)], members
