@@ -2,7 +2,7 @@
 
 * `raw_handlers`: a subscription's messages go as bytes, synchronously, to a function, without the header
   parsing, message object, queue and task of the normal path. Acks and log entries come this way.
-* `send`: a command is handed to the flusher without awaiting.
+* `send`: what one turn of the loop sends is written at once, without awaiting and without a task of its own.
 * An error of the server or in the read loop means reconnecting, for ever; nothing closes the client but
   `close()`.
 
@@ -12,14 +12,16 @@ them.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import orjson
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
 RawHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Called with (subject, reply, data, header block or None). Must not raise, must not block."""
 
+WRITE_BUFFER_BYTES = 1024 * 1024
+READ_BYTES = 256 * 1024
 HEADER_START = b"NATS/1.0\r\n"
 
 
@@ -61,6 +63,7 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
     def __init__(self) -> None:
         super().__init__()
         self.raw_handlers: dict[int, RawHandler] = {}
+        self._write_scheduled = False
         self.on_trouble: Callable[[BaseException], None] = lambda error: None
 
     async def subscribe_raw(self, subject: str, handler: RawHandler) -> int:
@@ -80,27 +83,34 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
                 self.send(b"UNSUB %d\r\n" % sid)
 
     def send(self, command: bytes) -> None:
-        """Hand a complete protocol command to the flusher. Only while connected."""
+        """Write a complete protocol command together with what else is sent in this turn of the loop.
+
+        Only while connected.
+        """
         self._pending.append(command)
         self._pending_data_size += len(command)
-        assert self._flush_queue is not None, "only while connected"
-        if self._flush_queue.empty():
-            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._write_scheduled:
+            self._write_scheduled = True
+            asyncio.get_running_loop().call_soon(self._write_pending)
+
+    def _write_pending(self) -> None:
+        self._write_scheduled = False
+        writer = getattr(self._transport, "_io_writer", None)
+        if not self._pending or not self.is_connected or writer is None or self._flush_queue is None:
+            return  # lost meanwhile: `drop_unsent`, or the flusher after reconnecting
+        if writer.transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
+            # The server does not keep up: the flusher waits until it does.
+            if self._flush_queue.empty():
+                self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+            return
+        writer.write(b"".join(self._pending))
+        self._pending = []
+        self._pending_data_size = 0
 
     def drop_unsent(self) -> None:
         """Forget commands that were not written yet: after a lost connection their senders were told so."""
         self._pending = []
         self._pending_data_size = 0
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
-        handler = self.raw_handlers.get(sid)
-        if handler is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        try:
-            handler(subject, reply, data, headers)
-        except Exception as error:
-            self.on_trouble(error)
 
     async def _process_err(self, err_msg: str) -> None:
         error = nats_errors.Error(f"nats: {err_msg.strip(chr(39))}")
@@ -110,10 +120,71 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
             await self._process_op_err(error)
 
     async def _read_loop(self) -> None:
-        await super()._read_loop()
-        # nats-py leaves the loop silently on an error it does not know: that would be half dead.
-        if self.is_connected:
-            await self._process_op_err(nats_errors.Error("nats: the read loop ended"))
+        rest = b""
+        error: Exception
+        try:
+            while not (self.is_closed or self.is_reconnecting or self._transport is None):
+                chunk = await self._transport.read(READ_BYTES)
+                if not chunk:
+                    raise nats_errors.UnexpectedEOF
+                rest = await self._parse(rest + chunk if rest else chunk)
+            return
+        except asyncio.CancelledError:
+            return
+        except Exception as caught:
+            error = caught
+        # Whatever it was: a client that does not read is half dead.
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    async def _parse(self, buffer: bytes) -> bytes:
+        """Act on all complete messages in a buffer; return what is left of it."""
+        handlers = self.raw_handlers
+        at = 0
+        while True:
+            end = buffer.find(b"\r\n", at)
+            if end < 0:
+                return buffer[at:]
+            line = buffer[at:end]
+            # MSG <subject> <sid> [reply] <size>      HMSG <subject> <sid> [reply] <header size> <size>
+            if line.startswith((b"MSG ", b"HMSG ")):
+                words = line.split()
+                first = end + 2
+                last = first + int(words[-1])
+                if len(buffer) < last + 2:
+                    return buffer[at:]
+                at = last + 2
+                headers = None
+                reply = words[3]
+                if words[0] == b"HMSG":
+                    body = first + int(words[-2])
+                    headers = buffer[first:body]
+                    first = body
+                    if len(words) == 5:
+                        reply = b""
+                elif len(words) == 4:
+                    reply = b""
+                sid = int(words[2])
+                handler = handlers.get(sid)
+                if handler is None:
+                    await self._process_msg(sid, words[1], reply, buffer[first:last], headers)  # type: ignore[arg-type]
+                    continue
+                try:
+                    handler(words[1], reply, buffer[first:last], headers)
+                except Exception as error:  # one bad message must not end the reading
+                    self.on_trouble(error)
+                continue
+            at = end + 2
+            if line == b"PING":
+                await self._process_ping()
+            elif line == b"PONG":
+                await self._process_pong()
+            elif line.startswith(b"INFO "):
+                await self._process_info(orjson.loads(line[5:]))
+            elif line.startswith(b"-ERR"):
+                await self._process_err(line[4:].strip().decode("utf-8", "replace").lower())
+            elif line != b"+OK":
+                raise nats_errors.ProtocolError(line[:100])
 
     async def _attempt_reconnect(self) -> None:
         while True:
