@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: help setup run fmt lint type imports test unit property integration security peers peers-setup chaos \
-	chaos-smoke bench bench-smoke fuzz check proto proto-check contracts contracts-accept lock clean
+	chaos-smoke bench bench-smoke fuzz oracle check proto proto-check contracts contracts-accept lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 20
@@ -115,6 +115,9 @@ chaos: setup ## kill processes under load and count what was lost (long)
 
 chaos-smoke: setup ## the same for a minute
 	ARBOR_CHAOS=smoke $(PYTEST) tests/chaos $(ARGS)
+
+oracle: setup peers-setup ## thousands of random rooms, judged by us and by Synapse's modules (long)
+	$(PYTEST) --timeout 7200 -m oracle tests/peers/test_matrixlib_oracle.py $(ARGS)
 
 fuzz: setup ## the property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) --timeout 7200 tests/property $(ARGS)
