@@ -1,0 +1,133 @@
+"""Typing, receipts and read markers."""
+
+import msgspec
+from sqlalchemy import Connection
+
+from arbor.log.v1 import live_pb2, output_pb2
+from clientapi.accounts.sessions import Session
+from clientapi.clock import Clock
+from clientapi.http.account_data import AccountDataStore
+from clientapi.http.edge import EMPTY, Edge, check_event_id, read_body, room_id_of
+from clientapi.rooms.parts import Rooms
+from servicekit.errors import forbidden, invalid_param, unavailable
+from servicekit.http import Request, Response, Router
+from servicekit.log.errors import LogError
+from servicekit.log.subjects import typing_subject
+
+MAX_TYPING_MS = 120_000
+DEFAULT_TYPING_MS = 30_000
+RECEIPT_TYPES = ("m.read", "m.read.private", "m.fully_read")
+
+
+class TypingBody(msgspec.Struct):
+    """`PUT /rooms/{roomId}/typing/{userId}`."""
+
+    typing: bool
+    timeout: int | None = None
+
+
+class ReceiptBody(msgspec.Struct):
+    """`POST /rooms/{roomId}/receipt/{receiptType}/{eventId}`."""
+
+    thread_id: str | None = None
+
+
+class EphemeralEndpoints:
+    """`/rooms/{roomId}/typing`, `…/receipt`, `…/read_markers`."""
+
+    def __init__(self, edge: Edge, rooms: Rooms, account_data: AccountDataStore, clock: Clock) -> None:
+        self._edge = edge
+        self._rooms = rooms
+        self._account_data = account_data
+        self._clock = clock
+
+    def add_routes(self, router: Router) -> None:
+        """Add the routes."""
+        room = "/_matrix/client/v3/rooms/{room_id}"
+        router.add("PUT", room + "/typing/{user_id}", self.put_typing)
+        router.add("POST", room + "/receipt/{receipt_type}/{event_id}", self.post_receipt)
+        router.add("POST", room + "/read_markers", self.post_read_markers)
+
+    async def put_typing(self, request: Request) -> Response:
+        """Say whether one types."""
+        session = await self._edge.authenticate_as(request)
+        room_id = room_id_of(request)
+        body = await read_body(request, TypingBody)
+        timeout_ms = DEFAULT_TYPING_MS if body.timeout is None else body.timeout
+        if timeout_ms < 0:
+            raise invalid_param("timeout must not be negative")
+        await self._check_joined(room_id, session)
+        until_ms = self._clock() + min(timeout_ms, MAX_TYPING_MS) if body.typing else 0
+        typing = live_pb2.Typing(
+            room_id=room_id, user_id=session.user_id, typing=body.typing, until_ms=until_ms
+        )
+        connection = self._rooms.sender.writer.connection
+        try:
+            await connection.publish(
+                typing_subject(room_id, connection.partitions),
+                live_pb2.LiveMessage(typing=typing).SerializeToString(),
+                timeout_s=2.0,
+            )
+        except LogError as error:
+            raise unavailable() from error
+        return EMPTY
+
+    async def post_receipt(self, request: Request) -> Response:
+        """Say up to where one has read."""
+        session = await self._edge.authenticate(request)
+        room_id = room_id_of(request)
+        kind = request.path_params["receipt_type"]
+        if kind not in RECEIPT_TYPES:
+            raise invalid_param(f"The type of a receipt is one of {', '.join(RECEIPT_TYPES)}")
+        event_id = check_event_id(request.path_params["event_id"])
+        body = await read_body(request, ReceiptBody, allow_empty=True)
+        if body.thread_id is not None and (kind == "m.fully_read" or not body.thread_id):
+            raise invalid_param("thread_id does not fit this receipt")
+        await self._check_joined(room_id, session)
+        await self._store(session, room_id, {kind: event_id}, body.thread_id or "")
+        return EMPTY
+
+    async def post_read_markers(self, request: Request) -> Response:
+        """Set the read marker and receipts at once."""
+        session = await self._edge.authenticate(request)
+        room_id = room_id_of(request)
+        body = await request.json()
+        marks = {kind: check_event_id(body[kind]) for kind in RECEIPT_TYPES if body.get(kind) is not None}
+        await self._check_joined(room_id, session)
+        await self._store(session, room_id, marks, "")
+        return EMPTY
+
+    async def _store(self, session: Session, room_id: str, marks: dict[str, str], thread_id: str) -> None:
+        now = self._clock()
+        receipts = [
+            output_pb2.Receipt(
+                user_id=session.user_id,
+                receipt_type=kind,
+                event_id=event_id,
+                thread_id=thread_id,
+                timestamp_ms=now,
+            )
+            for kind, event_id in marks.items()
+            if kind != "m.fully_read"
+        ]
+        fully_read = marks.get("m.fully_read")
+
+        def store(conn: Connection) -> None:
+            if fully_read is not None:
+                content = msgspec.json.encode({"event_id": fully_read})
+                self._account_data.store(conn, session.user_id, room_id, "m.fully_read", content)
+            if receipts:
+                self._rooms.teller.tell_receipts(conn, room_id, receipts)
+
+        if marks:
+            await self._rooms.db.write(store)
+
+    async def _check_joined(self, room_id: str, session: Session) -> None:
+        member_key = ("m.room.member", session.user_id)
+        _head, state = await self._rooms.sender.view(room_id, frozenset({member_key}))
+        member = state.get(member_key)
+        if member is None or member.membership != "join":
+            _head, state = await self._rooms.sender.fresh_view(room_id, frozenset({member_key}))
+            member = state.get(member_key)
+        if member is None or member.membership != "join":
+            raise forbidden("You are not in this room")

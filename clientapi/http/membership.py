@@ -1,0 +1,137 @@
+"""Room membership: join, knock, invite, leave, kick, ban, unban, forget."""
+
+from typing import Any
+
+import msgspec
+
+from clientapi.http.edge import EMPTY, Edge, check_alias, check_room_id, check_user_id, convert, room_id_of
+from clientapi.rooms.parts import Rooms
+from servicekit.errors import MatrixError, invalid_param, missing_param
+from servicekit.http import Request, Response, Router, json_response
+
+
+class ReasonBody(msgspec.Struct):
+    """The optional body of join, leave, knock."""
+
+    reason: str | None = None
+
+
+class TargetBody(msgspec.Struct):
+    """The body of invite, kick, ban, unban."""
+
+    user_id: str
+    reason: str | None = None
+
+
+class MembershipEndpoints:
+    """`/join`, `/knock`, `/rooms/{roomId}/join` and so on."""
+
+    def __init__(self, edge: Edge, rooms: Rooms) -> None:
+        self._edge = edge
+        self._rooms = rooms
+        self._memberships = rooms.memberships
+
+    def add_routes(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("POST", "/_matrix/client/v3/join/{room_id_or_alias}", self.join_by_id_or_alias)
+        router.add("POST", "/_matrix/client/v3/knock/{room_id_or_alias}", self.knock)
+        room = "/_matrix/client/v3/rooms/{room_id}"
+        router.add("POST", room + "/join", self.join)
+        router.add("POST", room + "/leave", self.leave)
+        router.add("POST", room + "/forget", self.forget)
+        router.add("POST", room + "/invite", self.invite)
+        router.add("POST", room + "/kick", self.kick)
+        router.add("POST", room + "/ban", self.ban)
+        router.add("POST", room + "/unban", self.unban)
+
+    async def join(self, request: Request) -> Response:
+        """Join a room by its id."""
+        return await self._join(request, room_id_of(request))
+
+    async def join_by_id_or_alias(self, request: Request) -> Response:
+        """Join a room by id or alias."""
+        # Who asks is asked first: what an alias points to is nobody's business without a token.
+        await self._edge.authenticate(request)
+        return await self._join(request, await self._room_id(request))
+
+    async def _join(self, request: Request, room_id: str) -> Response:
+        session = await self._edge.authenticate(request)
+        if session.suspended:
+            raise MatrixError("M_USER_SUSPENDED", 403, "This account is suspended")
+        self._edge.joins.check(session.user_id)
+        await self._memberships.join(session, room_id, await _reason(request))
+        return json_response({"room_id": room_id})
+
+    async def knock(self, request: Request) -> Response:
+        """Ask to be let into a room."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.joins.check(session.user_id)
+        room_id = await self._room_id(request)
+        await self._memberships.knock(session.user_id, room_id, await _reason(request))
+        return json_response({"room_id": room_id})
+
+    async def leave(self, request: Request) -> Response:
+        """Leave a room or refuse an invite."""
+        session = await self._edge.authenticate(request)
+        await self._memberships.leave(session.user_id, room_id_of(request), await _reason(request))
+        return EMPTY
+
+    async def forget(self, request: Request) -> Response:
+        """Forget a room."""
+        session = await self._edge.authenticate(request)
+        await request.json(allow_empty=True)
+        await self._memberships.forget(session.user_id, room_id_of(request))
+        return EMPTY
+
+    async def invite(self, request: Request) -> Response:
+        """Invite a user."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.invites.check(session.user_id)
+        room_id = room_id_of(request)
+        raw = await request.json()
+        if "user_id" not in raw and ("medium" in raw or "address" in raw):
+            raise MatrixError("M_THREEPID_DENIED", 403, "Nobody can be invited by e-mail or telephone here")
+        target, extra = _target(raw)
+        await self._memberships.invite(session.user_id, room_id, target, extra)
+        return EMPTY
+
+    async def kick(self, request: Request) -> Response:
+        """Remove a user."""
+        session = await self._edge.authenticate_writer(request)
+        target, extra = _target(await request.json())
+        await self._memberships.kick(session.user_id, room_id_of(request), target, extra)
+        return EMPTY
+
+    async def ban(self, request: Request) -> Response:
+        """Ban a user."""
+        session = await self._edge.authenticate_writer(request)
+        target, extra = _target(await request.json())
+        await self._memberships.ban(session.user_id, room_id_of(request), target, extra)
+        return EMPTY
+
+    async def unban(self, request: Request) -> Response:
+        """Lift a user's ban."""
+        session = await self._edge.authenticate_writer(request)
+        target, extra = _target(await request.json())
+        await self._memberships.unban(session.user_id, room_id_of(request), target, extra)
+        return EMPTY
+
+    async def _room_id(self, request: Request) -> str:
+        name = request.path_params["room_id_or_alias"]
+        if name.startswith("#"):
+            return await self._rooms.aliases.resolve(check_alias(name))
+        if name.startswith("!"):
+            return check_room_id(name)
+        raise invalid_param("The path holds neither a room id nor an alias")
+
+
+async def _reason(request: Request) -> dict[str, Any]:
+    body = convert(await request.json(allow_empty=True), ReasonBody)
+    return {} if body.reason is None else {"reason": body.reason}
+
+
+def _target(raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if raw.get("user_id") is None:
+        raise missing_param("Missing user_id")
+    body = convert(raw, TargetBody)
+    return check_user_id(body.user_id), {} if body.reason is None else {"reason": body.reason}

@@ -1,0 +1,142 @@
+"""Profiles (client-server API, "Profiles"), with fields of any name (v1.16)."""
+
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from clientapi.accounts.tell import Teller, account_changed
+from clientapi.clock import Clock
+from clientapi.http.edge import EMPTY, Edge, check_user_id
+from clientapi.rooms.profile_updates import ProfileUpdates
+from clientapi.storage import users
+from matrixlib.canonical_json import CanonicalJsonError, encode_strict
+from matrixlib.identifiers import is_namespaced_identifier, server_name_of
+from servicekit.database import Database
+from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
+from servicekit.http import Request, Response, Router, json_response
+
+IN_MEMBER_EVENTS = ("displayname", "avatar_url")
+MAX_DISPLAY_NAME_CHARS = 256
+MAX_AVATAR_URL_CHARS = 1000
+MAX_PROFILE_BYTES = 65_536
+MAX_KEY_BYTES = 255
+
+
+class ProfileEndpoints:
+    """`/profile/{userId}`, `/profile/{userId}/{keyName}`."""
+
+    def __init__(
+        self, edge: Edge, db: Database, teller: Teller, updates: ProfileUpdates, clock: Clock
+    ) -> None:
+        self._edge = edge
+        self._db = db
+        self._teller = teller
+        self._updates = updates
+        self._clock = clock
+
+    def add_routes(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("GET", "/_matrix/client/v3/profile/{user_id}", self.get_profile)
+        field = "/_matrix/client/v3/profile/{user_id}/{key_name}"
+        unstable = ["/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}"]
+        router.add("GET", field, self.get_field, aliases=unstable)
+        router.add("PUT", field, self.put_field, aliases=unstable)
+        router.add("DELETE", field, self.delete_field, aliases=unstable)
+
+    async def get_profile(self, request: Request) -> Response:
+        """Return a user's whole profile."""
+        fields = await self._load(request)
+        return json_response({name: orjson.loads(value) for name, value in sorted(fields.items())})
+
+    async def get_field(self, request: Request) -> Response:
+        """Return one field of a profile."""
+        name = request.path_params["key_name"]
+        value = (await self._load(request)).get(name)
+        if value is None:
+            if name in IN_MEMBER_EVENTS:
+                # Not set: clients of old expect an empty answer.
+                return EMPTY
+            raise not_found("The profile has no such field")
+        return json_response({name: orjson.loads(value)})
+
+    async def _load(self, request: Request) -> dict[str, bytes]:
+        user_id = check_user_id(request.path_params["user_id"])
+        fields = None
+        if self._edge.config.is_local(server_name_of(user_id)):
+            fields = await self._db.read(users.load_profile, user_id)
+        if fields is None:
+            raise not_found("There is no such profile")
+        return fields
+
+    async def put_field(self, request: Request) -> Response:
+        """Set a field of one's profile."""
+        user_id, name = await self._own_field(request)
+        body = await request.json()
+        if name not in body:
+            raise missing_param(f"Missing {name}")
+        value = body[name]
+        _check_value(name, value)
+        if name in IN_MEMBER_EVENTS and value in (None, ""):
+            await self._db.write(self._delete, user_id, name)
+        else:
+            try:
+                value_json = encode_strict(value)
+            except CanonicalJsonError as error:
+                raise bad_json(str(error)) from None
+            await self._db.write(self._store, user_id, name, value_json)
+        self._updates.wake()
+        return EMPTY
+
+    async def delete_field(self, request: Request) -> Response:
+        """Remove a field of one's profile."""
+        user_id, name = await self._own_field(request)
+        await self._db.write(self._delete, user_id, name)
+        self._updates.wake()
+        return EMPTY
+
+    async def _own_field(self, request: Request) -> tuple[str, str]:
+        session = await self._edge.authenticate_writer(request)
+        user_id, name = request.path_params["user_id"], request.path_params["key_name"]
+        if check_user_id(user_id) != session.user_id:
+            raise forbidden("This is another user's profile")
+        self._edge.profiles.check(session.user_id)
+        if len(name.encode()) > MAX_KEY_BYTES:
+            raise MatrixError("M_KEY_TOO_LARGE", 400, f"A field's name has at most {MAX_KEY_BYTES} bytes")
+        if not is_namespaced_identifier(name):
+            raise invalid_param("Not a name for a field of a profile")
+        return user_id, name
+
+    def _store(self, conn: Connection, user_id: str, name: str, value_json: bytes) -> None:
+        fields = users.load_profiles(conn, [user_id]).get(user_id, {})
+        others = sum(len(key) + len(value) + 4 for key, value in fields.items() if key != name)
+        if others + len(name) + len(value_json) + 4 > MAX_PROFILE_BYTES:
+            raise MatrixError("M_PROFILE_TOO_LARGE", 400, f"A profile has at most {MAX_PROFILE_BYTES} bytes")
+        if fields.get(name) == value_json:
+            return
+        users.store_profile_field(conn, user_id, name, value_json)
+        self._tell(conn, user_id, name)
+
+    def _delete(self, conn: Connection, user_id: str, name: str) -> None:
+        users.delete_profile_field(conn, user_id, name)
+        self._tell(conn, user_id, name)
+
+    def _tell(self, conn: Connection, user_id: str, name: str) -> None:
+        if name in IN_MEMBER_EVENTS:
+            users.store_profile_update(conn, user_id, self._clock())
+        self._teller.tell_user(conn, "user.device", user_id, [account_changed(profile=True)])
+
+
+def _check_value(name: str, value: Any) -> None:
+    if name == "displayname":
+        if value is not None and not isinstance(value, str):
+            raise bad_json("displayname is not a string")
+        if value is not None and (len(value) > MAX_DISPLAY_NAME_CHARS or "\0" in value):
+            raise invalid_param(f"displayname has at most {MAX_DISPLAY_NAME_CHARS} characters")
+    elif name == "avatar_url":
+        if value is not None and not isinstance(value, str):
+            raise bad_json("avatar_url is not a string")
+        if value is not None and len(value) > MAX_AVATAR_URL_CHARS:
+            raise invalid_param(f"avatar_url has at most {MAX_AVATAR_URL_CHARS} characters")
+    elif name == "m.tz" and not isinstance(value, str):
+        raise invalid_param("m.tz is not a string")

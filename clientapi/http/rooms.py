@@ -1,0 +1,247 @@
+"""Writing into rooms: createRoom, send, state, redact, upgrade."""
+
+from typing import Any
+
+import msgspec
+
+from clientapi.accounts.sessions import Session
+from clientapi.http.edge import Edge, check_event_id, check_user_id, read_body, room_id_of
+from clientapi.rooms.aliases import CANONICAL_ALIAS
+from clientapi.rooms.create import PRESETS, NewRoom
+from clientapi.rooms.parts import Rooms
+from clientapi.rooms.requests import Draft, TransactionKey
+from matrixlib.canonical_json import CanonicalJsonError, check_strict
+from matrixlib.identifiers import MAX_ID_BYTES, IdentifierError, parse_room_alias
+from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param
+from servicekit.http import Request, Response, Router, json_response
+
+MAX_INVITEES = 1000
+
+
+class StateEvent(msgspec.Struct):
+    """An entry of `initial_state`."""
+
+    type: str
+    content: dict[str, Any]
+    state_key: str = ""
+
+
+class CreateRoomBody(msgspec.Struct):
+    """`POST /createRoom`."""
+
+    visibility: str | None = None
+    room_alias_name: str | None = None
+    name: str | None = None
+    topic: str | None = None
+    invite: list[str] | None = None
+    invite_3pid: list[Any] | None = None
+    room_version: str | None = None
+    creation_content: dict[str, Any] | None = None
+    initial_state: list[StateEvent] | None = None
+    preset: str | None = None
+    is_direct: bool | None = None
+    power_level_content_override: dict[str, Any] | None = None
+
+
+class UpgradeBody(msgspec.Struct):
+    """`POST /rooms/{roomId}/upgrade`."""
+
+    new_version: str
+    additional_creators: list[str] | None = None
+
+
+class RoomEndpoints:
+    """`/createRoom`, `/rooms/{roomId}/send`, `…/state`, `…/redact`, `…/upgrade`."""
+
+    def __init__(self, edge: Edge, rooms: Rooms) -> None:
+        self._edge = edge
+        self._rooms = rooms
+
+    def add_routes(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("POST", "/_matrix/client/v3/createRoom", self.create_room)
+        room = "/_matrix/client/v3/rooms/{room_id}"
+        router.add("PUT", room + "/send/{event_type}/{txn_id}", self.send)
+        router.add("POST", room + "/send/{event_type}", self.send)
+        router.add("PUT", room + "/state/{event_type}", self.put_state)
+        router.add("PUT", room + "/state/{event_type}/{state_key?}", self.put_state)
+        router.add("PUT", room + "/redact/{event_id}/{txn_id}", self.redact)
+        router.add("POST", room + "/redact/{event_id}", self.redact)
+        router.add("POST", room + "/upgrade", self.upgrade)
+
+    async def send(self, request: Request) -> Response:
+        """Send a message event."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.messages.check(session.user_id)
+        params = request.path_params
+        room_id = room_id_of(request)
+        event_type = params["event_type"]
+        _refuse_delay(request)
+        content = await request.json()
+        if event_type == "m.room.redaction":
+            # Room version 11 and later: the target stands in the content (v1.18).
+            target = content.get("redacts")
+            if target is None:
+                raise missing_param("Missing redacts")
+            rest = {key: value for key, value in content.items() if key != "redacts"}
+            return await self._redact(request, session, room_id, check_event_id(target), rest, "send")
+        _check_content(content)
+        key = _transaction(request, session, "send", room_id)
+        draft = Draft(event_type, content)
+        sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft, key)
+        return _event_id(sent.event_id)
+
+    async def put_state(self, request: Request) -> Response:
+        """Set an entry of the room's state."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.messages.check(session.user_id)
+        params = request.path_params
+        room_id = room_id_of(request)
+        event_type, state_key = params["event_type"], params.get("state_key", "")
+        _refuse_delay(request)
+        content = await request.json()
+        _check_content(content)
+        if event_type == "m.room.member":
+            _check_member(content, state_key)
+        if (event_type, state_key) == CANONICAL_ALIAS:
+            _head, state = await self._rooms.sender.view(room_id, frozenset({CANONICAL_ALIAS}))
+            await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))
+        draft = Draft(event_type, content, state_key)
+        sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft)
+        return _event_id(sent.event_id)
+
+    async def redact(self, request: Request) -> Response:
+        """Redact an event."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.redactions.check(session.user_id)
+        room_id = room_id_of(request)
+        content = await request.json(allow_empty=True)
+        content.pop("redacts", None)
+        _check_content(content)
+        reason = content.get("reason")
+        if reason is not None and not isinstance(reason, str):
+            raise bad_json("reason is not a string")
+        target = check_event_id(request.path_params["event_id"])
+        return await self._redact(request, session, room_id, target, content, "redact")
+
+    async def _redact(
+        self,
+        request: Request,
+        session: Session,
+        room_id: str,
+        target: str,
+        content: dict[str, Any],
+        endpoint: str,
+    ) -> Response:
+        key = _transaction(request, session, endpoint, room_id)
+        sent = await self._rooms.redactions.redact(session.user_id, room_id, target, content, key)
+        return _event_id(sent.event_id)
+
+    async def create_room(self, request: Request) -> Response:
+        """Make a room."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.room_creations.check(session.user_id)
+        body = await read_body(request, CreateRoomBody, allow_empty=True)
+        room_id = await self._rooms.creator.create(self._new_room(session, body))
+        if body.visibility == "public":
+            self._rooms.public_rooms.forget()
+        return json_response({"room_id": room_id})
+
+    def _new_room(self, session: Session, body: CreateRoomBody) -> NewRoom:
+        if body.visibility not in (None, "public", "private"):
+            raise invalid_param("visibility must be public or private")
+        preset = body.preset
+        if preset is None:
+            preset = "public_chat" if body.visibility == "public" else "private_chat"
+        if preset not in PRESETS:
+            raise invalid_param("Not a preset")
+        if body.invite_3pid:
+            raise MatrixError("M_THREEPID_DENIED", 403, "Nobody can be invited by e-mail or telephone here")
+        invitees = tuple(dict.fromkeys(check_user_id(user) for user in body.invite or ()))
+        if len(invitees) > MAX_INVITEES:
+            raise invalid_param(f"At most {MAX_INVITEES} users can be invited at once")
+        version = self._rooms.creator.room_version(body.room_version)
+        alias = None
+        if body.room_alias_name is not None:
+            alias = _alias_of(body.room_alias_name, session.server_name)
+        public = body.visibility == "public"
+        aliases = [] if alias is None else [alias]
+        if public:
+            self._rooms.public_rooms.check_may_list(session.user_id, "", aliases)
+        for content in (
+            body.creation_content or {},
+            body.power_level_content_override or {},
+            *(event.content for event in body.initial_state or ()),
+        ):
+            _check_content(content)
+        return NewRoom(
+            creator=session.user_id,
+            room_version=version,
+            preset=preset,
+            public=public,
+            alias=alias,
+            name=body.name,
+            topic=body.topic,
+            invitees=invitees,
+            creation_content=body.creation_content or {},
+            initial_state=tuple(
+                Draft(event.type, event.content, event.state_key) for event in body.initial_state or ()
+            ),
+            is_direct=bool(body.is_direct),
+            power_level_override=body.power_level_content_override or {},
+        )
+
+    async def upgrade(self, request: Request) -> Response:
+        """Replace a room by one of another version."""
+        session = await self._edge.authenticate_writer(request)
+        self._edge.room_creations.check(session.user_id)
+        room_id = room_id_of(request)
+        body = await read_body(request, UpgradeBody)
+        version = self._rooms.creator.room_version(body.new_version)
+        creators = tuple(check_user_id(user) for user in body.additional_creators or ())
+        new_room_id = await self._rooms.upgrades.upgrade(session.user_id, room_id, version, creators)
+        return json_response({"replacement_room": new_room_id})
+
+
+def _transaction(request: Request, session: Session, endpoint: str, room_id: str) -> TransactionKey | None:
+    txn_id = request.path_params.get("txn_id")
+    if txn_id is None:
+        return None
+    if len(txn_id.encode()) > MAX_ID_BYTES:
+        raise invalid_param(f"A transaction id has at most {MAX_ID_BYTES} bytes")
+    return TransactionKey(session.user_id, session.device_id, endpoint, room_id, txn_id)
+
+
+def _event_id(event_id: str) -> Response:
+    return json_response({"event_id": event_id})
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """What we mint is strict canonical JSON in every room version."""
+    try:
+        check_strict(content)
+    except CanonicalJsonError as error:
+        raise bad_json(str(error)) from None
+
+
+def _check_member(content: dict[str, Any], state_key: str) -> None:
+    if content.get("membership") not in ("join", "invite", "leave", "ban", "knock"):
+        raise bad_json("membership is missing, or none that there is")
+    check_user_id(state_key)
+    if "join_authorised_via_users_server" in content:
+        raise bad_json("join_authorised_via_users_server is for the server to set")
+
+
+def _alias_of(localpart: str, server_name: str) -> str:
+    if not localpart or ":" in localpart or "#" in localpart or any(char.isspace() for char in localpart):
+        raise invalid_param("room_alias_name is the local part of an alias, without # : and spaces")
+    try:
+        return parse_room_alias(f"#{localpart}:{server_name}")
+    except IdentifierError as error:
+        raise invalid_param(str(error)) from None
+
+
+def _refuse_delay(request: Request) -> None:
+    # To ignore it would send at once what should be sent later (a call's end, say).
+    if "org.matrix.msc4140.delay" in request.query:
+        raise MatrixError("M_UNRECOGNIZED", 400, "Delayed events are not served")

@@ -1,0 +1,119 @@
+"""Checking and building events of local users on a head."""
+
+import secrets
+from collections.abc import Iterable, Mapping
+
+from clientapi.clock import Clock
+from clientapi.rooms.head import Head
+from clientapi.rooms.requests import Draft
+from matrixlib.event_auth import Verdict, auth_types_for_event, check_event_auth
+from matrixlib.event_builder import build_event, next_depth
+from matrixlib.events import Event, EventFormatError, EventTooLargeError, StateKey
+from matrixlib.identifiers import server_name_of
+from matrixlib.power_levels import CREATE_KEY
+from matrixlib.room_versions import RoomVersion
+from matrixlib.signing import SigningKey
+from servicekit.errors import MatrixError
+
+# Redactions are judged by their target, so their verdict is none of (type, sender) alone.
+_NOT_REMEMBERED = frozenset({"m.room.redaction"})
+
+
+class EventBuilder:
+    """Builds, hashes and signs events of the local server names."""
+
+    def __init__(self, signing_keys: Mapping[str, SigningKey], clock: Clock) -> None:
+        self._keys = signing_keys
+        self._clock = clock
+
+    def build(
+        self,
+        room_version: RoomVersion,
+        room_id: str | None,
+        sender: str,
+        draft: Draft,
+        prev_events: Iterable[str],
+        auth_events: Iterable[Event],
+        depth: int,
+    ) -> Event:
+        """Build, hash and sign an event.
+
+        Args:
+            room_id: None for a create event whose hash makes the room id.
+            depth: of the greatest previous event.
+
+        Raises:
+            MatrixError: M_TOO_LARGE, or M_BAD_JSON for content that no event may have.
+        """
+        server_name = server_name_of(sender)
+        event_id = None
+        if not room_version.hashed_event_ids:
+            event_id = f"${secrets.token_urlsafe(18)}:{server_name}"
+        try:
+            return build_event(
+                room_version,
+                room_id=room_id,
+                sender=sender,
+                type=draft.type,
+                content=draft.content,
+                state_key=draft.state_key,
+                redacts=draft.redacts,
+                prev_events=list(prev_events),
+                auth_event_ids=[event.event_id for event in auth_events],
+                depth=next_depth(room_version, (depth,)),
+                origin_server_ts=self._clock(),
+                server_name=server_name,
+                signing_key=self._keys[server_name],
+                event_id=event_id,
+            )
+        except EventTooLargeError as error:
+            raise MatrixError("M_TOO_LARGE", 413, f"The event is too large: {error}") from None
+        except EventFormatError as error:
+            raise MatrixError("M_BAD_JSON", 400, f"This cannot be an event: {error}") from None
+
+    def build_on(
+        self, head: Head, room_id: str, sender: str, draft: Draft, auth_state: Mapping[StateKey, Event]
+    ) -> Event:
+        """Build an event on a head, with the auth events among `auth_state`. Raises as `build`."""
+        return self.build(
+            head.room_version, room_id, sender, draft, head.extremities, auth_state.values(), head.depth
+        )
+
+
+def needed_state(room_version: RoomVersion, sender: str, draft: Draft) -> frozenset[StateKey]:
+    """Return which state entries an event needs to be authorised and judged."""
+    types = auth_types_for_event(room_version, draft.type, sender, draft.state_key, draft.content)
+    return types if CREATE_KEY in types else types | {CREATE_KEY}
+
+
+def check_allowed(
+    head: Head, room_id: str, sender: str, draft: Draft, state: Mapping[StateKey, Event]
+) -> Verdict:
+    """Judge a draft by the auth rules against the state that `needed_state` names."""
+    remember = draft.state_key is None and draft.type not in _NOT_REMEMBERED
+    if remember and (known := head.verdict_on(draft.type, sender)) is not None:
+        return known
+    verdict = check_event_auth(as_event(head.room_version, room_id, sender, draft), state)
+    if remember:
+        head.note_verdict(draft.type, sender, verdict)
+    return verdict
+
+
+def as_event(room_version: RoomVersion, room_id: str, sender: str, draft: Draft) -> Event:
+    """Return a draft in the form that the auth rules take, before it is built and signed."""
+    content = dict(draft.content)
+    return Event(
+        event_id="",
+        room_id=room_id,
+        type=draft.type,
+        state_key=draft.state_key,
+        sender=sender,
+        content=content,
+        depth=0,
+        origin_server_ts=0,
+        prev_event_ids=(),
+        auth_event_ids=(),
+        redacts=draft.redacts,
+        pdu={"content": content},
+        room_version=room_version,
+    )

@@ -1,0 +1,481 @@
+"""A room's lane: what is to be sent into one room goes through here, in order.
+
+    submit ──► waiting ──► one tick's requests, built as a chain on the head ──► one INPUT message ──►
+    verdicts
+                  ▲                  ▲ head: own events not yet judged included         │
+                  └──── rebuilt, in order, same transaction keys ◄── STALE ─────────────┘
+
+Pipelined: the next chain is built on the last one without waiting for its ack or verdict, up to `WINDOW`
+messages.
+
+STALE means that another writer was quicker. The lane takes the verdict's heads and state over, waits until
+everything built on the old view has come back, and builds it anew; from the third try it lets the room
+fork. For a while the lane is then *contended*: one message under way at a time, with all that waits chained
+in it, the head asked for anew before each, and a small random pause after each, so that the other writer
+gets its turn. Two writers then take turns instead of making each other's chains stale.
+"""
+
+import asyncio
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from arbor.log.v1 import input_pb2
+from clientapi.clock import Clock
+from clientapi.rooms.building import EventBuilder, check_allowed
+from clientapi.rooms.head import Head
+from clientapi.rooms.input_writer import InputWriter, Outcome, PendingEntry, PendingMessage, Unsettled
+from clientapi.rooms.queries import RoomQueries
+from clientapi.rooms.requests import AlreadyThere, Sent, TransactionKey, Wish
+from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
+from matrixlib.event_auth import Refused, auth_types_for_event
+from matrixlib.events import Event, StateKey
+from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
+from servicekit import metrics
+from servicekit.errors import MatrixError, forbidden, unavailable
+from servicekit.logging import get_logger
+
+log = get_logger("clientapi.rooms")
+
+REQUEST_DEADLINE_S = 15.0
+WINDOW = 16
+CHAIN_MAX_ENTRIES = 100
+CHAIN_MAX_BYTES = 600_000
+CONTENDED_S = 1.0
+MAY_FORK_FROM_TRY = 3
+FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
+
+_rebuilds = metrics.counter("clientapi_rebuilds_total", "Requests built anew because the room had moved on")
+_stale_messages = metrics.counter("clientapi_contentions_total", "Times another writer was quicker in a room")
+_forks = metrics.counter("clientapi_may_fork_total", "Messages that were allowed to fork a room")
+_chain_entries = metrics.histogram(
+    "clientapi_chain_entries", "Requests that went out in one message", buckets=metrics.SIZE_BUCKETS
+)
+_order = itertools.count()
+
+
+class LaneRequest:
+    """A wish on its way."""
+
+    __slots__ = (
+        "auth_state",
+        "built",
+        "deadline_s",
+        "future",
+        "generation",
+        "key",
+        "order",
+        "rechecked",
+        "stale",
+        "wish",
+    )
+
+    def __init__(
+        self, wish: Wish, key: TransactionKey | None, deadline_s: float, future: "asyncio.Future[Sent]"
+    ) -> None:
+        self.wish = wish
+        self.key = key
+        self.deadline_s = deadline_s
+        self.future = future
+        self.order = next(_order)
+        # It was refused once on a view that may have been old.
+        self.rechecked = False
+        # How often it was turned down for a stale view, which is what `may_fork` counts.
+        self.stale = 0
+        self.generation = 0
+        self.built: Event | None = None
+        self.auth_state: Mapping[StateKey, Event] = {}
+
+    def succeed(self, sent: Sent) -> None:
+        """Hand the result to whoever waits."""
+        if not self.future.done():
+            self.future.set_result(sent)
+
+    def fail(self, error: MatrixError) -> None:
+        """Hand the refusal to whoever waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # seen: nobody may be waiting any more
+
+
+class RoomLane:
+    """See the module. Belongs to one event loop; `spawn` starts a task in the service's task group."""
+
+    def __init__(
+        self,
+        room_id: str,
+        writer: InputWriter,
+        queries: RoomQueries,
+        builder: EventBuilder,
+        clock: Clock,
+        spawn: Callable[..., object],
+    ) -> None:
+        self.room_id = room_id
+        self._writer = writer
+        self._queries = queries
+        self._builder = builder
+        self._clock = clock
+        self._spawn = spawn
+        self._waiting: deque[LaneRequest] = deque()
+        self._returned: list[LaneRequest] = []
+        self._refused: list[LaneRequest] = []
+        self._head: Head | None = None
+        # Counts views: what was built on an earlier one comes back before anything is built on the next.
+        self._generation = 0
+        self._in_flight: dict[int, int] = {}
+        self._progress = asyncio.Event()
+        self._working = False
+        self._contended_until_s = 0.0
+        self._pause_s = 0.0
+        self._not_before_s = 0.0
+        self._turn_s = 0.005
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        return not (self._working or self._waiting or self._in_flight or self._returned or self._refused)
+
+    def submit(self, wish: Wish, key: TransactionKey | None) -> "asyncio.Future[Sent]":
+        """Send a wish; the future gets the stored event, or a MatrixError."""
+        loop = asyncio.get_running_loop()
+        request = LaneRequest(wish, key, loop.time() + REQUEST_DEADLINE_S, loop.create_future())
+        self._waiting.append(request)
+        self._start()
+        return request.future
+
+    async def view(self, keys: frozenset[StateKey]) -> tuple[Head, dict[StateKey, Event]]:
+        """Return the room's present view and these entries of its state, the own unjudged events included.
+
+        Raises:
+            MatrixError: M_NOT_FOUND if the room is not known, or 503.
+        """
+        head = await self._load_state(keys)
+        if head is None:
+            raise MatrixError("M_NOT_FOUND", 404, "There is no such room here")
+        return head, head.select(keys)
+
+    def forget_view(self) -> None:
+        """Ask the RoomServer before the next event is built, unless own events are under way."""
+        if not self._in_flight:
+            self._generation += 1
+            self._head = None
+
+    def begin(self, head: Head) -> None:
+        """Take the view of a room that was just made here."""
+        self._generation += 1
+        self._head = head
+
+    # -- the worker
+    # ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self._working:
+            self._working = True
+            self._spawn(self._work())
+
+    async def _work(self) -> None:
+        try:
+            # All that arrives in this tick goes out together.
+            await asyncio.sleep(0)
+            while self._waiting or self._returned or self._refused:
+                await self._wait_for_turn()
+                batch = self._take_batch()
+                if batch:
+                    await self._send_chain(batch)
+        except BaseException:
+            for request in (*self._waiting, *self._returned, *self._refused):
+                request.fail(unavailable())
+            self._waiting.clear()
+            self._returned.clear()
+            self._refused.clear()
+            raise
+        finally:
+            self._working = False
+
+    async def _wait_for_turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._progress.clear()
+            wait_s = self._not_before_s - loop.time()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+                continue
+            if not self._writer.connection.connected:
+                await self._wait_for_connection()
+                return
+            contended = loop.time() < self._contended_until_s
+            if self._refused:
+                # They are asked about once more, on a view that is nobody's guess.
+                blocked = bool(self._in_flight)
+            elif contended:
+                blocked = bool(self._in_flight)
+            else:
+                old = any(generation != self._generation for generation in self._in_flight)
+                blocked = old or sum(self._in_flight.values()) >= WINDOW
+            if not blocked:
+                break
+            await self._progress.wait()
+        if contended and self._pause_s > 0:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await asyncio.sleep(pause_s)
+            self.forget_view()
+        if self._refused:
+            self.forget_view()
+
+    async def _wait_for_connection(self) -> None:
+        first = min(request.deadline_s for request in (*self._waiting, *self._returned, *self._refused))
+        try:
+            async with asyncio.timeout_at(first):
+                await self._writer.connection.wait_connected()
+        except TimeoutError:
+            pass  # those whose deadline it was are told so by `_take_batch`
+
+    def _take_batch(self) -> list[LaneRequest]:
+        """Take what goes out together, in order; those whose deadline is over are answered."""
+        if self._returned or self._refused:
+            back = sorted((*self._returned, *self._refused), key=lambda request: request.order)
+            self._returned, self._refused = [], []
+            self._waiting.extendleft(reversed(back))
+        now = asyncio.get_running_loop().time()
+        batch: list[LaneRequest] = []
+        while self._waiting and len(batch) < CHAIN_MAX_ENTRIES:
+            request = self._waiting.popleft()
+            if request.deadline_s <= now:
+                request.fail(unavailable("The room could not be written to in time"))
+            else:
+                batch.append(request)
+        return batch
+
+    async def _send_chain(self, batch: list[LaneRequest]) -> None:
+        had_view = self._head is not None
+        try:
+            head = await self._load_needed_state(batch)
+        except MatrixError as error:
+            for request in batch:
+                request.fail(error)
+            return
+        if head is None:
+            for request in batch:
+                # A room that is not here answers as one that the user is not in.
+                request.fail(forbidden("You are not in this room"))
+            return
+        self._build_and_write(batch, head, fresh=not had_view and not head.provisional)
+
+    # -- the steps of the local-send flow, in their order
+    # ---------------------------------------------------------
+
+    async def _load_needed_state(self, batch: list[LaneRequest]) -> Head | None:
+        """Work out which state is needed to authorise the events, and have it in the head."""
+        head = self._head
+        if head is None:
+            keys = {*FIRST_KEYS}
+            for request in batch:
+                wish = request.wish
+                keys |= wish.wanted
+                keys.add(("m.room.member", wish.sender))
+                if wish.draft.type == "m.room.member" and wish.draft.state_key is not None:
+                    keys.add(("m.room.member", wish.draft.state_key))
+            head = await self._load_state(frozenset(keys))
+            if head is None:
+                return None
+        while True:
+            needed: set[StateKey] = {CREATE_KEY}
+            for request in batch:
+                wish = request.wish
+                draft = wish.draft
+                needed |= wish.wanted
+                needed |= auth_types_for_event(
+                    head.room_version, draft.type, wish.sender, draft.state_key, draft.content
+                )
+            if not head.missing(needed) and head is self._head:
+                return head
+            head = await self._load_state(frozenset(needed))
+            if head is None:
+                return None
+
+    async def _load_state(self, keys: frozenset[StateKey]) -> Head | None:
+        """Take state from the head, or query it and the latest events. None: no such room."""
+        while True:
+            head = self._head
+            missing = list(keys) if head is None else head.missing(keys)
+            if head is not None and not missing:
+                return head
+            generation = self._generation
+            latest = await self._queries.latest(self.room_id, missing)
+            if latest is None:
+                return None
+            if generation != self._generation or self._head is not head:
+                continue
+            if head is None:
+                head = self._head = Head.from_latest(latest, missing)
+            else:
+                head.learn(latest.state, missing)
+            return head
+
+    def _build_and_write(self, batch: list[LaneRequest], head: Head, *, fresh: bool) -> None:
+        """Check each event, build, hash and sign it, and write the chain to INPUT."""
+        built_on = head.extremities
+        chain: list[LaneRequest] = []
+        size = 0
+        for index, request in enumerate(batch):
+            if size >= CHAIN_MAX_BYTES:
+                self._waiting.extendleft(reversed(batch[index:]))
+                break
+            if self._check_and_build(request, head, fresh=fresh):
+                assert request.built is not None
+                size += len(request.built.pdu_json)
+                chain.append(request)
+        if chain:
+            self._write_to_input(chain, built_on)
+
+    def _check_and_build(self, request: LaneRequest, head: Head, *, fresh: bool) -> bool:
+        """Build one request on the head; False if it is answered, or to be asked about again."""
+        wish = request.wish
+        try:
+            draft = wish.draft
+            auth_keys = auth_types_for_event(
+                head.room_version, wish.draft.type, wish.sender, wish.draft.state_key, wish.draft.content
+            )
+            if wish.decide is not None:
+                decided = wish.decide(head.room_version, head.select(wish.wanted | auth_keys | {CREATE_KEY}))
+                if isinstance(decided, AlreadyThere):
+                    request.succeed(Sent(decided.event_id, 0))
+                    return False
+                draft = decided
+            auth_state = head.select(auth_keys)
+            # Check that the event is allowed.
+            state = auth_state if CREATE_KEY in auth_state else {**auth_state, **head.select((CREATE_KEY,))}
+            verdict = check_allowed(head, self.room_id, wish.sender, draft, state)
+            if isinstance(verdict, Refused):
+                raise error_of_refusal(verdict)
+            # Build, hash, sign.
+            event = self._builder.build_on(head, self.room_id, wish.sender, draft, auth_state)
+        except MatrixError as error:
+            if error.errcode == "M_FORBIDDEN" and not fresh and not request.rechecked:
+                # The view may be old: look once at the RoomServer's before refusing.
+                request.rechecked = True
+                self._refused.append(request)
+            else:
+                request.fail(error)
+            return False
+        except Exception:
+            log.exception("building_failed", room_id=self.room_id, type=wish.draft.type)
+            request.fail(MatrixError("M_UNKNOWN", 500, "Internal server error"))
+            return False
+        request.built = event
+        request.auth_state = auth_state
+        request.generation = self._generation
+        head.advance(event)
+        return True
+
+    def _write_to_input(self, chain: list[LaneRequest], built_on: tuple[str, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        generation = self._generation
+        may_fork = any(request.stale + 1 >= MAY_FORK_FROM_TRY for request in chain)
+        if may_fork:
+            _forks.inc()
+        _chain_entries.observe(len(chain))
+        entries = []
+        for request in chain:
+            assert request.built is not None
+            entries.append(PendingEntry([request.built], request.key, _Settle(self, request)))
+        written_s = loop.time()
+
+        def on_settled(message: PendingMessage) -> None:
+            left = self._in_flight[generation] - 1
+            if left:
+                self._in_flight[generation] = left
+            else:
+                del self._in_flight[generation]
+            self._turn_s = 0.8 * self._turn_s + 0.2 * (loop.time() - written_s)
+            if loop.time() < self._contended_until_s:
+                self._pause_s = random.uniform(0.5, 2.0) * min(self._turn_s, 0.05)  # noqa: S311
+            self._progress.set()
+
+        self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
+        deadline_s = max(request.deadline_s for request in chain)
+        message = PendingMessage(self.room_id, entries, deadline_s, on_settled)
+        self._writer.publish(message, self._clock(), built_on, may_fork=may_fork)
+
+    # -- verdicts
+    # --------------------------------------------------------------------------------------------------
+
+    def settle(self, request: LaneRequest, outcome: Outcome) -> None:
+        """Answer a request by what became of its entry, or have it built anew."""
+        if isinstance(outcome, Unsettled):
+            self._lose_view(request)
+            if outcome is Unsettled.LOST:
+                request.fail(unavailable("It is not known yet whether this was sent; try again"))
+            else:
+                self._not_before_s = asyncio.get_running_loop().time() + 0.02
+                self._again(request)
+            return
+        built = request.built
+        assert built is not None
+        match outcome.code:
+            case input_pb2.VERDICT_CODE_ACCEPTED:
+                request.succeed(Sent(outcome.event_id or built.event_id, outcome.output_sequence))
+            case input_pb2.VERDICT_CODE_DUPLICATE:
+                if outcome.event_id != built.event_id:
+                    self._lose_view(request)
+                request.succeed(Sent(outcome.event_id, outcome.output_sequence))
+            case input_pb2.VERDICT_CODE_STALE:
+                self._on_stale(request, built, outcome.stale)
+            case input_pb2.VERDICT_CODE_SOFT_FAILED | input_pb2.VERDICT_CODE_REJECTED:
+                self._lose_view(request)
+                request.fail(error_of_rejection(outcome.rejection))
+            case input_pb2.VERDICT_CODE_BUSY:
+                self._lose_view(request)
+                wait_s = outcome.retry_after_ms / 1000
+                now = asyncio.get_running_loop().time()
+                if now + wait_s >= request.deadline_s:
+                    request.fail(unavailable("The server is busy", max(outcome.retry_after_ms, 1)))
+                else:
+                    self._not_before_s = max(self._not_before_s, now + wait_s)
+                    self._again(request)
+            case _:
+                self._lose_view(request)
+                request.fail(unavailable("The room waits for events of other servers"))
+
+    def _on_stale(self, request: LaneRequest, built: Event, stale: input_pb2.StaleHeads) -> None:
+        request.stale += 1
+        _rebuilds.inc()
+        if request.generation == self._generation:
+            # The first to come back of what was built on this view: another writer was quicker.
+            self._generation += 1
+            self._head = Head.from_stale(built, request.auth_state, stale)
+            self._contended_until_s = asyncio.get_running_loop().time() + CONTENDED_S
+            self._pause_s = 0.0
+            _stale_messages.inc()
+        else:
+            head = self._head
+            if head is None or (not head.provisional and stale.output_sequence > head.output_sequence):
+                self._generation += 1
+                self._head = Head.from_stale(built, request.auth_state, stale)
+            elif not head.provisional and stale.output_sequence == head.output_sequence:
+                head.merge_stale(built.room_version, stale)
+        self._again(request)
+
+    def _lose_view(self, request: LaneRequest) -> None:
+        """What was built after this request stands on an event that will never be: the view is void."""
+        if request.generation == self._generation:
+            self._generation += 1
+            self._head = None
+
+    def _again(self, request: LaneRequest) -> None:
+        self._returned.append(request)
+        self._start()
+
+
+class _Settle:
+    """Brings an entry's outcome to its lane; cheaper than a closure a request."""
+
+    __slots__ = ("_lane", "_request")
+
+    def __init__(self, lane: RoomLane, request: LaneRequest) -> None:
+        self._lane = lane
+        self._request = request
+
+    def __call__(self, entry: PendingEntry, outcome: Outcome) -> None:
+        self._lane.settle(self._request, outcome)

@@ -1,0 +1,240 @@
+"""Joining, leaving, inviting, kicking, banning, knocking, forgetting (spec, "Room membership")."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection
+
+from clientapi.accounts.sessions import Session
+from clientapi.accounts.tell import Teller, room_forgotten
+from clientapi.clock import Clock
+from clientapi.rooms.requests import AlreadyThere, Decide, Draft, Sent, Wish
+from clientapi.rooms.send import RoomSender
+from clientapi.storage import settings, users
+from matrixlib.events import Event, StateKey
+from matrixlib.identifiers import server_name_of
+from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
+from matrixlib.room_versions import RoomVersion
+from servicekit.config import Config
+from servicekit.database import Database
+from servicekit.errors import MatrixError, forbidden, not_found
+
+JOIN_RULES: Final = ("m.room.join_rules", "")
+GUEST_ACCESS: Final = ("m.room.guest_access", "")
+
+
+class Memberships:
+    """Changes memberships of local users, and of others by local users."""
+
+    def __init__(
+        self, config: Config, db: Database, teller: Teller, sender: RoomSender, clock: Clock
+    ) -> None:
+        self._config = config
+        self._db = db
+        self._teller = teller
+        self._sender = sender
+        self._clock = clock
+
+    # -- one's own
+    # -------------------------------------------------------------------------------------------------
+
+    async def join(self, session: Session, room_id: str, extra: Mapping[str, Any]) -> Sent:
+        """Join a room that we take part in.
+
+        Args:
+            extra: further content of the member event, such as `reason`.
+
+        Raises:
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND for a room that is not known here.
+        """
+        user_id = session.user_id
+        member_key = ("m.room.member", user_id)
+        keys = frozenset({CREATE_KEY, POWER_LEVELS_KEY, JOIN_RULES, GUEST_ACCESS, member_key})
+        head, state = await self._sender.view(room_id, keys)
+        if not head.participating:
+            head, state = await self._sender.fresh_view(room_id, keys)
+        if not head.participating:
+            # Back after absence goes through another server.
+            raise not_found("No server of this room is known")
+        if session.guest and _content(state, GUEST_ACCESS).get("guest_access") != "can_join":
+            raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not join this room")
+        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
+        content: dict[str, Any] = {**extra, "membership": "join", **profile}
+        authoriser = await self._authoriser(room_id, user_id, head.room_version, state)
+        if authoriser is not None:
+            content["join_authorised_via_users_server"] = authoriser
+
+        def decide(_version: RoomVersion, now: Mapping[StateKey, Event]) -> Draft | AlreadyThere:
+            member = now.get(member_key)
+            if member is not None and member.membership == "join":
+                return AlreadyThere(member.event_id)
+            return draft
+
+        draft = Draft("m.room.member", content, user_id)
+        sent = await self._sender.send(room_id, Wish(user_id, draft, frozenset({member_key}), decide))
+        if forgotten:
+            await self._db.write(settings.delete_forgotten, user_id, room_id)
+        return sent
+
+    async def _authoriser(
+        self, room_id: str, user_id: str, version: RoomVersion, state: Mapping[StateKey, Event]
+    ) -> str | None:
+        """Return who lets a user into a restricted room; None if nobody is needed (or nobody can)."""
+        rules = _content(state, JOIN_RULES)
+        kinds = {"restricted"} if version.restricted_joins else set()
+        kinds |= {"knock_restricted"} if version.knock_restricted else set()
+        member = state.get(("m.room.member", user_id))
+        if rules.get("join_rule") not in kinds or (
+            member is not None and member.membership in ("join", "invite", "ban")
+        ):
+            return None
+        allow = rules.get("allow")
+        allowed_rooms = {
+            rule.get("room_id")
+            for rule in (allow if isinstance(allow, list) else ())
+            if isinstance(rule, dict) and rule.get("type") == "m.room_membership"
+        }
+        joined = await self._sender.queries.memberships([user_id], kinds=["join"])
+        if not any(item.room_id in allowed_rooms for item in joined):
+            raise forbidden("You are in none of the rooms whose members may join")
+        levels = PowerLevels.of(version, state)
+        server_name = server_name_of(user_id)
+        for room in await self._sender.queries.rooms([room_id], with_local_users=True):
+            able = [
+                local
+                for local in room.local_user_ids
+                if server_name_of(local) == server_name and levels.user_level(local) >= levels.named("invite")
+            ]
+            if able:
+                return max(able, key=lambda local: (levels.user_level(local), local))
+        raise MatrixError("M_UNABLE_TO_GRANT_JOIN", 400, "Nobody here can let you into this room")
+
+    async def leave(self, user_id: str, room_id: str, extra: Mapping[str, Any]) -> Sent:
+        """Leave a room, refuse an invite, or take back a knock.
+
+        Raises:
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND.
+        """
+        member_key = ("m.room.member", user_id)
+        await self._sender.view(room_id, frozenset({member_key}))
+        draft = Draft("m.room.member", {**extra, "membership": "leave"}, user_id)
+
+        def decide(_version: RoomVersion, state: Mapping[StateKey, Event]) -> Draft | AlreadyThere:
+            member = state.get(member_key)
+            if member is None:
+                raise forbidden("You are not in this room")
+            if member.membership == "leave":
+                return AlreadyThere(member.event_id)
+            return draft
+
+        return await self._sender.send(room_id, Wish(user_id, draft, frozenset({member_key}), decide))
+
+    async def knock(self, user_id: str, room_id: str, extra: Mapping[str, Any]) -> Sent:
+        """Ask to be let in.
+
+        Raises:
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND.
+        """
+        head, _state = await self._sender.view(room_id, frozenset({CREATE_KEY}))
+        if not head.participating:
+            raise not_found("No server of this room is known")
+        profile = await self._db.read(load_member_profile, user_id)
+        content = {**extra, "membership": "knock", **profile}
+        return await self._change(user_id, room_id, user_id, content, None)
+
+    async def forget(self, user_id: str, room_id: str) -> None:
+        """Forget a room that one has left.
+
+        Raises:
+            MatrixError: M_UNKNOWN for a room that one is still in, M_NOT_FOUND for one that one never was in.
+        """
+        found = await self._sender.queries.memberships([user_id], room_id)
+        if not found:
+            raise not_found("You were never in this room")
+        if found[0].membership.membership not in ("leave", "ban"):
+            raise MatrixError("M_UNKNOWN", 400, "You must leave the room before you can forget it")
+        await self._db.write(self._store_forgotten, user_id, room_id)
+
+    def _store_forgotten(self, conn: Connection, user_id: str, room_id: str) -> None:
+        if settings.store_forgotten(conn, user_id, room_id, self._clock()):
+            self._teller.tell_user(conn, "user.account_data", user_id, [room_forgotten(room_id)])
+
+    # -- others'
+    # ---------------------------------------------------------------------------------------------------
+
+    async def invite(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
+        """Invite a local user.
+
+        Raises:
+            MatrixError: M_FORBIDDEN; users of other servers cannot be invited yet.
+        """
+        self.check_invitable(target)
+        profile = await self._db.read(load_member_profile, target)
+        content = {**extra, "membership": "invite", **profile}
+
+        def decide(_version: RoomVersion, member: Event | None) -> Event | None:
+            if member is not None and member.membership == "invite" and member.content == content:
+                return member
+            return None
+
+        return await self._change(user_id, room_id, target, content, decide)
+
+    def check_invitable(self, target: str) -> None:
+        """Check that we can invite a user at all. Raises MatrixError M_FORBIDDEN."""
+        if not self._config.is_local(server_name_of(target)):
+            raise forbidden("Users of other servers cannot be invited")
+
+    async def kick(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
+        """Remove somebody from a room. Raises MatrixError M_FORBIDDEN."""
+
+        def decide(_version: RoomVersion, member: Event | None) -> None:
+            if member is None or member.membership not in ("join", "invite", "knock"):
+                raise forbidden("That user is not in the room")
+
+        return await self._change(user_id, room_id, target, {**extra, "membership": "leave"}, decide)
+
+    async def ban(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
+        """Keep somebody out of a room. Raises MatrixError M_FORBIDDEN."""
+        return await self._change(user_id, room_id, target, {**extra, "membership": "ban"}, None)
+
+    async def unban(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
+        """Let somebody come back. Raises MatrixError M_FORBIDDEN."""
+
+        def decide(_version: RoomVersion, member: Event | None) -> None:
+            if member is None or member.membership != "ban":
+                raise forbidden("That user is not banned")
+
+        return await self._change(user_id, room_id, target, {**extra, "membership": "leave"}, decide)
+
+    async def _change(
+        self, user_id: str, room_id: str, target: str, content: dict[str, Any], check: Any
+    ) -> Sent:
+        target_key = ("m.room.member", target)
+        draft = Draft("m.room.member", content, target)
+        decide: Decide | None = None
+        if check is not None:
+
+            def decide_by_member(
+                version: RoomVersion, state: Mapping[StateKey, Event]
+            ) -> Draft | AlreadyThere:
+                same = check(version, state.get(target_key))
+                return draft if same is None else AlreadyThere(same.event_id)
+
+            decide = decide_by_member
+        return await self._sender.send(room_id, Wish(user_id, draft, frozenset({target_key}), decide))
+
+
+def load_member_profile(conn: Connection, user_id: str) -> dict[str, str]:
+    """Return what of a local user's profile stands in member events: `displayname`, `avatar_url`."""
+    fields = users.load_profiles(conn, [user_id]).get(user_id, {})
+    return {name: orjson.loads(fields[name]) for name in ("displayname", "avatar_url") if name in fields}
+
+
+def _load_joining(conn: Connection, user_id: str, room_id: str) -> tuple[dict[str, str], bool]:
+    return load_member_profile(conn, user_id), settings.is_forgotten(conn, user_id, room_id)
+
+
+def _content(state: Mapping[StateKey, Event], key: StateKey) -> Mapping[str, Any]:
+    event = state.get(key)
+    return {} if event is None else event.content

@@ -1,0 +1,33 @@
+"""What the endpoints do with rooms, made of its parts."""
+
+from clientapi.accounts.tell import Teller
+from clientapi.clock import Clock
+from clientapi.rooms.aliases import Aliases
+from clientapi.rooms.create import RoomCreator
+from clientapi.rooms.membership import Memberships
+from clientapi.rooms.profile_updates import ProfileUpdates
+from clientapi.rooms.public_rooms import PublicRooms
+from clientapi.rooms.redaction import Redactions
+from clientapi.rooms.send import RoomSender
+from clientapi.rooms.upgrade import RoomUpgrades
+from servicekit.config import Config
+from servicekit.database import Database
+
+
+class Rooms:
+    """See the module."""
+
+    def __init__(
+        self, config: Config, db: Database, teller: Teller, sender: RoomSender, clock: Clock
+    ) -> None:
+        self.config = config
+        self.db = db
+        self.teller = teller
+        self.sender = sender
+        self.memberships = Memberships(config, db, teller, sender, clock)
+        self.redactions = Redactions(sender)
+        self.aliases = Aliases(config, db, sender, clock)
+        self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)
+        self.upgrades = RoomUpgrades(db, sender, self.creator)
+        self.public_rooms = PublicRooms(config, db, sender)
+        self.profile_updates = ProfileUpdates(db, sender, self.memberships, clock)

@@ -1,0 +1,146 @@
+"""The local-send flow: the way into a room for every event of a local user (docs/architecture.md, section 3).
+
+0. A request reaches the edge (`clientapi.http`), which authenticates the token.
+1. `RoomSender.send`: look whether this transaction is in progress here (`_in_progress`); then the room's
+   `RoomLane`:
+   work out which state is needed to authorise the event (`_load_needed_state`); take it from the lane's
+   head, or query it and the latest events from the RoomServer (`_load_state`); check that the room exists
+   and the event is allowed (`_check_and_build`, `check_allowed`); build, hash, sign (`EventBuilder`); write
+   to INPUT (`_write_to_input`); await the verdict (`settle`).
+2. and 3. are the RoomServer's and the readers'.
+
+What was accepted goes on when the client is gone: a lane works for the service, not for the request.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from clientapi.clock import Clock
+from clientapi.rooms.building import EventBuilder
+from clientapi.rooms.head import Head
+from clientapi.rooms.input_writer import InputWriter
+from clientapi.rooms.lane import RoomLane
+from clientapi.rooms.queries import RoomQueries
+from clientapi.rooms.requests import Draft, Sent, TransactionKey, Wish
+from matrixlib.events import Event, StateKey
+from servicekit import metrics
+from servicekit.positions import user_positions
+
+MAX_IDLE_LANES: Final = 10_000
+MAX_REMEMBERED_TRANSACTIONS: Final = 20_000
+
+_repeated = metrics.counter(
+    "clientapi_repeated_transactions_total", "Requests that repeated a transaction known here"
+)
+
+
+class RoomSender:
+    """Sends events of local users into rooms.
+
+    Args:
+        writer: writes to INPUT.
+        queries: to the RoomServer.
+        builder: builds and signs.
+        clock: the time.
+        spawn: starts a task in the service's task group.
+    """
+
+    def __init__(
+        self,
+        writer: InputWriter,
+        queries: RoomQueries,
+        builder: EventBuilder,
+        clock: Clock,
+        spawn: Callable[..., object],
+    ) -> None:
+        self.writer = writer
+        self.queries = queries
+        self.builder = builder
+        self.clock = clock
+        self._spawn = spawn
+        self._lanes: OrderedDict[str, RoomLane] = OrderedDict()
+        self._in_progress: dict[TransactionKey, asyncio.Future[Sent]] = {}
+        self._done: OrderedDict[TransactionKey, Sent] = OrderedDict()
+
+    async def send(self, room_id: str, wish: Wish, key: TransactionKey | None = None) -> Sent:
+        """Send one event and return it once it is stored and judged.
+
+        Args:
+            room_id: the room.
+            wish: who wants what.
+            key: the client's transaction; a second request under it gets the first's result.
+
+        Raises:
+            MatrixError: what the client is answered; 503 when NATS or the RoomServer does not answer in time.
+        """
+        if key is None:
+            return await self._await(self.lane(room_id).submit(wish, None), wish.sender)
+        done = self._done.get(key)
+        if done is not None:
+            _repeated.inc()
+            return done
+        # Is this transaction in progress here?
+        future = self._in_progress.get(key)
+        if future is not None:
+            _repeated.inc()
+            return await self._await(future, wish.sender)
+        future = self.lane(room_id).submit(wish, key)
+        self._in_progress[key] = future
+        future.add_done_callback(lambda ended: self._end(key, ended))
+        return await self._await(future, wish.sender)
+
+    async def _await(self, future: "asyncio.Future[Sent]", sender: str) -> Sent:
+        # Shielded: the client's disconnect does not take back what was accepted.
+        sent = await asyncio.shield(future)
+        if sent.output_sequence:
+            user_positions.note(sender, sent.output_sequence)
+        return sent
+
+    def _end(self, key: TransactionKey, future: "asyncio.Future[Sent]") -> None:
+        self._in_progress.pop(key, None)
+        if not future.cancelled() and future.exception() is None:
+            self._done[key] = future.result()
+            if len(self._done) > MAX_REMEMBERED_TRANSACTIONS:
+                self._done.popitem(last=False)
+
+    async def send_draft(
+        self, room_id: str, sender: str, draft: Draft, key: TransactionKey | None = None
+    ) -> Sent:
+        """Send an event as it is. Raises as `send`."""
+        return await self.send(room_id, Wish(sender, draft), key)
+
+    async def view(self, room_id: str, keys: frozenset[StateKey]) -> tuple[Head, Mapping[StateKey, Event]]:
+        """Return a room's present head and these entries of its state.
+
+        Raises:
+            MatrixError: M_NOT_FOUND, or 503.
+        """
+        return await self.lane(room_id).view(keys)
+
+    async def fresh_view(
+        self, room_id: str, keys: frozenset[StateKey]
+    ) -> tuple[Head, Mapping[StateKey, Event]]:
+        """Do as `view`, but ask the RoomServer: where a wrong refusal would be worse than the question."""
+        lane = self.lane(room_id)
+        lane.forget_view()
+        return await lane.view(keys)
+
+    def lane(self, room_id: str) -> RoomLane:
+        """Return the lane of a room."""
+        lane = self._lanes.get(room_id)
+        if lane is None:
+            lane = RoomLane(room_id, self.writer, self.queries, self.builder, self.clock, self._spawn)
+            self._lanes[room_id] = lane
+            if len(self._lanes) > MAX_IDLE_LANES:
+                self._drop_idle_lanes()
+        else:
+            self._lanes.move_to_end(room_id)
+        return lane
+
+    def _drop_idle_lanes(self) -> None:
+        for room_id in [room_id for room_id, lane in self._lanes.items() if lane.idle][
+            : MAX_IDLE_LANES // 10
+        ]:
+            del self._lanes[room_id]

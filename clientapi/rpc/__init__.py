@@ -1,0 +1,1 @@
+"""clientapi's gRPC edge: what other services ask of the owner of accounts."""

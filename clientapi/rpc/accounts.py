@@ -1,0 +1,174 @@
+"""`arbor.accounts.v1.AccountsService`."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc.aio
+import orjson
+from sqlalchemy import Connection
+
+from arbor.accounts.v1 import accounts_pb2, accounts_pb2_grpc
+from arbor.log.v1 import output_pb2
+from clientapi.accounts.registration import Registration, in_use
+from clientapi.accounts.sessions import Sessions
+from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
+from clientapi.clock import Clock
+from clientapi.storage import directory, settings, users
+from clientapi.storage.outbox import last_told_sequence
+from matrixlib.identifiers import server_name_of
+from servicekit.config import Config
+from servicekit.database import Database
+from servicekit.errors import invalid_param, not_found
+from servicekit.log.subjects import subject_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+EXPORT_ENTRIES = 200
+
+
+class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
+    """See the module."""
+
+    def __init__(
+        self, config: Config, db: Database, sessions: Sessions, registration: Registration, clock: Clock
+    ) -> None:
+        self._config = config
+        self._db = db
+        self._sessions = sessions
+        self._registration = registration
+        self._clock = clock
+
+    async def ResolveToken(  # noqa: N802 - the contract's name
+        self, request: accounts_pb2.ResolveTokenRequest, context: Context
+    ) -> accounts_pb2.ResolveTokenResponse:
+        """Say whose access token it is."""
+        session = await self._sessions.resolve(request.access_token)
+        return accounts_pb2.ResolveTokenResponse(
+            user_id=session.user_id,
+            device_id=session.device_id,
+            guest=session.guest,
+            admin=session.admin,
+            expires_ms=session.expires_ms or 0,
+            suspended=session.suspended,
+        )
+
+    async def QueryProfiles(  # noqa: N802
+        self, request: accounts_pb2.QueryProfilesRequest, context: Context
+    ) -> accounts_pb2.QueryProfilesResponse:
+        """Return profiles of local users that exist."""
+        found = await self._db.read(users.load_profiles, list(request.user_ids))
+        return accounts_pb2.QueryProfilesResponse(
+            profiles=[
+                accounts_pb2.Profile(
+                    user_id=user_id,
+                    fields_json=orjson.dumps({name: orjson.loads(value) for name, value in fields.items()}),
+                )
+                for user_id, fields in found.items()
+            ]
+        )
+
+    async def QueryDevices(  # noqa: N802
+        self, request: accounts_pb2.QueryDevicesRequest, context: Context
+    ) -> accounts_pb2.QueryDevicesResponse:
+        """Return devices of local users."""
+        found = await self._db.read(users.load_devices, list(request.user_ids))
+        return accounts_pb2.QueryDevicesResponse(
+            devices=[
+                accounts_pb2.Device(
+                    user_id=device.user_id, device_id=device.device_id, display_name=device.display_name
+                )
+                for device in found
+            ]
+        )
+
+    async def QueryFilter(  # noqa: N802
+        self, request: accounts_pb2.QueryFilterRequest, context: Context
+    ) -> accounts_pb2.QueryFilterResponse:
+        """Return a stored filter."""
+        filter_json = await self._db.read(settings.load_filter, request.user_id, request.filter_id)
+        if filter_json is None:
+            raise not_found("There is no such filter")
+        return accounts_pb2.QueryFilterResponse(filter_json=filter_json)
+
+    async def QueryAliases(  # noqa: N802
+        self, request: accounts_pb2.QueryAliasesRequest, context: Context
+    ) -> accounts_pb2.QueryAliasesResponse:
+        """Resolve aliases, or list those of rooms."""
+        rows = await self._db.read(directory.load_aliases, list(request.aliases), list(request.room_ids))
+        return accounts_pb2.QueryAliasesResponse(
+            aliases=[
+                accounts_pb2.Alias(alias=row.alias, room_id=row.room_id, creator=row.creator) for row in rows
+            ]
+        )
+
+    async def CreateUser(  # noqa: N802
+        self, request: accounts_pb2.CreateUserRequest, context: Context
+    ) -> accounts_pb2.CreateUserResponse:
+        """Make an account for the operator."""
+        username = request.username
+        if username.startswith("@"):
+            server_name = server_name_of(username)
+            if server_name != self._config.server_names[0]:
+                raise invalid_param(f"Accounts are made on {self._config.server_names[0]}")
+            username = username[1:].partition(":")[0]
+        user_id = self._registration.user_id_of(username)
+        password = None
+        if request.password:
+            password = self._registration.check_new_password(request.password)
+        if await self._db.read(users.user_exists, user_id):
+            raise in_use()
+        await self._registration.register(user_id, password, None, None, admin=request.admin)
+        return accounts_pb2.CreateUserResponse(user_id=user_id)
+
+    async def Export(  # noqa: N802
+        self, request: accounts_pb2.ExportRequest, context: Context
+    ) -> AsyncIterator[accounts_pb2.ExportResponse]:
+        """Return what readers keep of every account, as messages without a number, and how far it is
+        complete.
+
+        What changes meanwhile is told on the log after `complete_through`, so that following from there
+        misses nothing.
+        """
+        through = await self._db.read(last_told_sequence)
+        partitions = self._config.log.partitions
+        for kind, user_id, entries in await self._db.read(_load_export):
+            message = output_pb2.OutputMessage(user_id=user_id, created_ms=self._clock(), entries=entries)
+            yield accounts_pb2.ExportResponse(
+                message=message.SerializeToString(), subject=subject_of(kind, user_id, partitions)
+            )
+        yield accounts_pb2.ExportResponse(complete_through=through)
+
+
+_Exported = tuple[str, str, list[output_pb2.OutputEntry]]
+
+
+def _load_export(conn: Connection) -> list[_Exported]:
+    """Return (subject kind, user, entries) of everything, at most `EXPORT_ENTRIES` a piece."""
+    pieces: list[_Exported] = []
+
+    def add(kind: str, items: Iterator[tuple[str, output_pb2.OutputEntry]]) -> None:
+        for user_id, entry in items:
+            last = pieces[-1] if pieces else None
+            if last is None or last[0] != kind or last[1] != user_id or len(last[2]) >= EXPORT_ENTRIES:
+                last = (kind, user_id, [])
+                pieces.append(last)
+            last[2].append(entry)
+
+    add(
+        "user.account_data",
+        (
+            (user_id, account_data_changed(room_id, type_, content_json))
+            for user_id, room_id, type_, content_json in settings.iterate_account_data(conn)
+        ),
+    )
+    add(
+        "user.account_data",
+        ((user_id, room_forgotten(room_id)) for user_id, room_id in settings.iterate_forgotten(conn)),
+    )
+    add(
+        "user.device",
+        (
+            (device.user_id, device_changed(device.device_id, device.display_name))
+            for device in users.iterate_devices(conn)
+        ),
+    )
+    return pieces

@@ -1,0 +1,1 @@
+"""Schema revisions of clientapi's database."""
