@@ -54,7 +54,11 @@ class SyncApi:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._database = Database(
-            config.database_url("syncapi"), metadata, "syncapi.storage.migrations", durability="relaxed"
+            config.database_url("syncapi"),
+            metadata,
+            "syncapi.storage.migrations",
+            durability="relaxed",
+            reader_threads=config.database.reader_threads,
         )
         self._applier = Applier(lambda user_id: config.is_local(user_id.partition(":")[2]))
         self._window = Window()
