@@ -37,7 +37,7 @@ def test_round_trip() -> None:
     [
         "X-Matrix origin=a.example,destination=b.example:80,key=ed25519:test,sig=abc+/",
         'x-matrix   ORIGIN="a.example" ,\tKey="ed25519:test",\tdestination="b.example:80" , SIG="abc+/"',
-        'X-Matrix sig="abc+/",key="ed25519:te\\st",origin="a.\\example",destination="b.example:80",x="y,=\\"z"',
+        'X-Matrix sig="abc+/",key="ed25519:te\\st",origin="a.\\example",destination="b.example:80",x=",=\\""',
         'X-Matrix origin="a.example",destination="b.example:80",key="ed25519:test",sig="abc+/",',
     ],
 )
