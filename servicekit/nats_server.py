@@ -1,7 +1,7 @@
 """The embedded nats-server: its binary, configuration, users and port.
 
 `prepare_nats_server` writes what the server needs and returns the command line; starting, watching and ending
-the process is the supervisor's work. In the run directory it leaves
+the process is the supervisor's work, under the lock of `lock_store_dir`. In the run directory it leaves
 
     nats.json               host, port and url; a later start takes the same port if it is free
     nats-credentials.json   a password per service (0600), made once
@@ -10,16 +10,22 @@ the process is the supervisor's work. In the run directory it leaves
 
 The users' permissions make rule 1 of the architecture true on the wire: only the RoomServer publishes
 `room.output.>` and reads INPUT. They guard against mistakes and against a service that goes wrong, not
-against somebody who can read the files of this directory.
+against somebody who can read the files of this directory. One thing NATS does not check is the subject that a
+service wants an *answer* at: it may name `room.output.…`, and the server's answer (an ack, a JSON
+description) then stands in OUTPUT. It carries no number of the RoomServer's and decodes as nothing, so it can
+forge no entry; the relay reports it, and readers stop, as at any envelope that does not decode.
 """
 
+import fcntl
 import json
+import os
 import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sysconfig
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -160,6 +166,33 @@ def write_nats_files(
     write_secret_file(run_dir / URL_FILE, json.dumps(place).encode())
     argv = (str(binary), "--config", str(config_path.resolve()))
     return EmbeddedNats(argv, host, port, config_path, log_path)
+
+
+def lock_store_dir(store_dir: Path, wait_s: float = 10.0) -> int:
+    """Take the lock of a store directory and return its file descriptor: two servers would destroy the
+    streams.
+
+    Pass the descriptor on to the server (`pass_fds`): then the lock is held as long as the server or its
+    supervisor lives, also when the supervisor was killed and left the server behind. Blocks up to `wait_s`.
+
+    Raises:
+        NatsServerError: another process holds it.
+    """
+    store_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(store_dir / "arbor.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise NatsServerError(
+                    f"another nats-server or `arbor run` uses {store_dir}: end it first"
+                ) from error
+            time.sleep(0.1)
+        else:
+            return descriptor
 
 
 def read_url(run_dir: Path) -> str:

@@ -203,16 +203,19 @@ class LogConnection:
 
     async def _on_reconnected(self) -> None:
         self._attempt = 0
-        if self._makes_streams:
-            # LIVE is in memory: a restarted server has none. The others are never made here, where the first
-            # sequence that they would need is not known.
-            try:
-                info, _ = await ensure_stream(self.request_api, LIVE, self.settings, 1)
-                self._epochs[LIVE] = info.epoch
-            except LogError as error:
-                self._complain(error)
         self._set_connected(True)
         log.info("nats_reconnected", service=self.service)
+        # LIVE is in memory: a restarted server has none. The others are never made here, where the first
+        # sequence that they would need is not known. Losing the connection again cancels this.
+        while self._makes_streams and self.connected:
+            try:
+                info, _ = await ensure_stream(self.request_api, LIVE, self.settings, 1)
+            except LogError as error:
+                self._complain(error)
+                await asyncio.sleep(0.2)
+            else:
+                self._epochs[LIVE] = info.epoch
+                return
 
     def _set_connected(self, connected: bool) -> None:
         if connected == self._connected.is_set():

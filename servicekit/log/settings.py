@@ -40,7 +40,7 @@ class LogSettings:
             FileNotFoundError: the embedded server was never prepared in this run directory.
         """
         nats, log = config.nats, config.log
-        urls = (*((nats.url,) if nats.url else ()), *nats.urls)
+        urls = tuple(dict.fromkeys([*([nats.url] if nats.url else []), *nats.urls]))
         user, password = nats.user, str(nats.password) if nats.password else None
         if nats.embedded:
             urls = (read_url(config.run_dir),)

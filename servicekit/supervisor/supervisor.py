@@ -24,7 +24,7 @@ from typing import TextIO
 from servicekit.config.errors import ConfigError
 from servicekit.config.schema import Config
 from servicekit.logging import get_logger, setup_logging
-from servicekit.nats_server import prepare_nats_server
+from servicekit.nats_server import lock_store_dir, prepare_nats_server
 from servicekit.service.groups import ProcessGroup, available_services, process_groups
 from servicekit.service.listeners import ENV_SOCKETS, bind_listener, describe_listeners, write_json_file
 from servicekit.supervisor.children import Child
@@ -101,7 +101,9 @@ class _Supervisor:
             number: bind_listener(listener, number) for number, listener in enumerate(config.listeners)
         }
         if config.nats.embedded:
-            self._nats = Child("nats", prepare_nats_server(config).argv, os.environ)
+            # Handed down: a server that outlives us keeps the next one from the same streams.
+            lock = lock_store_dir(config.nats.store_dir)
+            self._nats = Child("nats", prepare_nats_server(config).argv, os.environ, (lock,))
             self._children.append(self._nats)
         self._children += [self._child(group) for group in process_groups(config, services)]
         write_json_file(config.run_dir / "listeners.json", describe_listeners(config, self._sockets))

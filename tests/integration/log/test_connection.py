@@ -5,7 +5,9 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable
 
 import pytest
+from google.protobuf.message import DecodeError
 
+from arbor.log.v1.output_pb2 import OutputMessage
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import (
     LogFull,
@@ -16,6 +18,7 @@ from servicekit.log.errors import (
     PublishTimeout,
     StreamMismatch,
 )
+from servicekit.log.reader import LogReader
 from servicekit.nats_server import SERVICES
 from tests.support.nats import NatsProcess, until
 
@@ -104,6 +107,39 @@ async def test_nobody_else_publishes_what_the_roomserver_tells_or_reads_input(co
     info = await room.load_stream("OUTPUT")
     assert info is not None
     assert info.messages == 1
+
+
+async def test_an_answer_sent_into_output_cannot_look_like_an_entry(connect: Connect) -> None:
+    """NATS does not check where an answer is wanted.
+
+    Security row 39: a forged message cannot create state.
+    """
+    room, edge = await connect("roomserver"), await connect("clientapi")
+    await room.publish(OUT, b"genuine", {"Arbor-Writer": "roomserver", "Arbor-Output-No": "1"})
+    forged = {"Arbor-Writer": "roomserver", "Arbor-Partition": "3", "Arbor-Output-No": "2"}
+    await edge.publish("user.account_data.3.abc", b"forged", forged)
+    consumer = {"name": "c", "ack_policy": "none", "deliver_policy": "all"}
+    body = {"stream_name": "OUTPUT", "config": consumer}
+    assert "error" not in await edge.request_api("CONSUMER.CREATE.OUTPUT.c", body)
+    await edge.nc.publish("$JS.API.STREAM.INFO.OUTPUT", b"", reply=OUT)
+    await edge.nc.publish("user.account_data.3.abc", b"x", reply=OUT)
+    await edge.nc.publish("$JS.API.CONSUMER.MSG.NEXT.OUTPUT.c", b"2", reply=OUT)
+    await edge.flush()
+    await edge.publish("user.account_data.3.abc", b"end")
+    info = await room.load_stream("OUTPUT")
+    assert info is not None
+    reader = LogReader(room, "OUTPUT", ["room.output.>"])
+    async for batch in reader.batches():
+        for message in batch.messages:
+            if message.headers:
+                # At most the genuine one again, which readers drop by its number.
+                assert message.headers["Arbor-Output-No"] == "1"
+                assert message.data == b"genuine"
+            else:
+                with pytest.raises(DecodeError):
+                    OutputMessage.FromString(message.data)
+        if batch.through >= info.last_sequence:
+            break
 
 
 async def test_only_its_service_hears_a_verdict(connect: Connect) -> None:

@@ -1,12 +1,16 @@
 """What the embedded server is given: users, permissions, port, versions."""
 
 import json
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from servicekit import nats_server
+from servicekit.config import load_config
+from servicekit.log.settings import LogSettings
 from servicekit.nats_server import EmbeddedNats, NatsServerError
 from servicekit.positions import UserPositions
 
@@ -97,6 +101,36 @@ def test_only_the_roomserver_may_tell_and_read_input() -> None:
             ".DELETE.INPUT" in s and "CONSUMER" not in s and "MSG" not in s for s in may["publish"]
         )
         assert not any(subject.startswith("$JS.API.STREAM.DELETE") for subject in may["publish"])
+
+
+def test_a_store_is_locked_as_long_as_its_server_lives(tmp_path: Path) -> None:
+    descriptor = nats_server.lock_store_dir(tmp_path / "nats", wait_s=0)
+    with pytest.raises(NatsServerError, match="end it first"):
+        nats_server.lock_store_dir(tmp_path / "nats", wait_s=0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[descriptor]) as server:
+        os.close(descriptor)  # the supervisor was killed, the server lives on
+        with pytest.raises(NatsServerError):
+            nats_server.lock_store_dir(tmp_path / "nats", wait_s=0)
+        server.kill()
+    os.close(nats_server.lock_store_dir(tmp_path / "nats", wait_s=0))
+
+
+def test_the_configuration_leads_to_the_embedded_server(tmp_path: Path) -> None:
+    path = tmp_path / "arbor.yaml"
+    path.write_text("server_name: example.org\nlog: {partitions: 8, output_retention: 2d}\n")
+    config = load_config(path, {})
+    made = nats_server.prepare_nats_server(config)
+    settings = LogSettings.from_config(config, "syncapi")
+    assert settings.urls == (made.url,)
+    assert (settings.user, settings.partitions, settings.output_max_age_s) == ("syncapi", 8, 2 * 86400)
+    assert settings.password == nats_server.read_password(config.run_dir, "syncapi")
+    path.write_text(
+        "server_name: example.org\n"
+        "nats: {embedded: false, urls: [nats://a:4222, nats://b:4222], user: u, password: p, replicas: 3}\n"
+    )
+    settings = LogSettings.from_config(load_config(path, {}), "syncapi")
+    assert settings.urls == ("nats://a:4222", "nats://b:4222")
+    assert (settings.user, settings.password, settings.replicas) == ("u", "p", 3)
 
 
 def test_positions_remember_the_furthest_and_forget_the_oldest() -> None:
