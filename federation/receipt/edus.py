@@ -2,7 +2,7 @@
 
 `EduReader.read` turns a transaction's EDUs into what is to be told: on OUTPUT, durable and in order
 (receipts, to-device messages, device lists), or on LIVE (typing, presence). Every user an EDU speaks for must
-belong to the server that sent it, and be where it claims to be; what does not pass is ignored, without an answer.
+belong to the server that sent it, and be where it claims to be; what does not pass is ignored in silence.
 """
 
 from collections.abc import Callable, Iterable, Sequence

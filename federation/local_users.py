@@ -1,0 +1,59 @@
+"""What others may ask about our users, asked of the owner of accounts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc.aio
+import orjson
+
+from arbor.accounts.v1 import accounts_pb2, accounts_pb2_grpc
+from servicekit.grpc import matrix_error_from
+
+TIMEOUT_S = 10.0
+
+
+class LocalUsers:
+    """Questions to the accounts service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: accounts_pb2_grpc.AccountsServiceAsyncStub = accounts_pb2_grpc.AccountsServiceStub(
+            channel
+        )
+
+    async def profile(self, user_id: str) -> dict[str, Any] | None:
+        """Return the profile of a local user; None: there is no such user."""
+        request = accounts_pb2.QueryProfilesRequest(user_ids=[user_id])
+        try:
+            answer = await self._stub.QueryProfiles(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        for profile in answer.profiles:
+            if profile.user_id == user_id:
+                fields = orjson.loads(profile.fields_json or b"{}")
+                return fields if isinstance(fields, dict) else {}
+        return None
+
+    async def exists(self, user_id: str) -> bool:
+        """Whether there is such a local user."""
+        return await self.profile(user_id) is not None
+
+    async def room_of_alias(self, alias: str) -> str | None:
+        """Return the room that a local alias points to; None: there is no such alias."""
+        request = accounts_pb2.QueryAliasesRequest(aliases=[alias])
+        try:
+            answer = await self._stub.QueryAliases(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        return next((item.room_id for item in answer.aliases if item.alias == alias), None)
+
+    async def aliases_of_rooms(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Return the local aliases of rooms."""
+        request = accounts_pb2.QueryAliasesRequest(room_ids=room_ids)
+        try:
+            answer = await self._stub.QueryAliases(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        found: dict[str, list[str]] = {}
+        for item in answer.aliases:
+            found.setdefault(item.room_id, []).append(item.alias)
+        return found
