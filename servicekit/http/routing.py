@@ -54,6 +54,7 @@ class Route:
     resources: frozenset[Resource] | None
     max_body: int | None = None
     body_timeout_s: float | None = None
+    cancel_on_disconnect: bool = False
     param_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
@@ -83,6 +84,7 @@ class Router:
         resources: Iterable[Resource] | None = None,
         max_body: int | None = None,
         body_timeout_s: float | None = None,
+        cancel_on_disconnect: bool = False,
     ) -> Route:
         """Add a route.
 
@@ -96,13 +98,25 @@ class Router:
                 to none (`/health`) is served on all.
             max_body: largest body in bytes; None: the server's default.
             body_timeout_s: time to receive the whole body; None: the server's default.
+            cancel_on_disconnect: cancel the handler when the client goes away: for long polls, never for what
+                writes.
 
         Raises:
             ValueError: the pattern is malformed, or the method and path are taken.
         """
         own = frozenset(resources) if resources is not None else _resources_of(pattern)
         names = tuple(_param_name(part) for part in pattern.split("/") if part.startswith("{"))
-        route = Route(method, pattern, handler, own, max_body, body_timeout_s, names, tuple(aliases))
+        route = Route(
+            method,
+            pattern,
+            handler,
+            own,
+            max_body,
+            body_timeout_s,
+            cancel_on_disconnect,
+            names,
+            tuple(aliases),
+        )
         self._insert(route)
         return route
 

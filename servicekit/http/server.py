@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from itertools import count
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -30,6 +31,7 @@ CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
     "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
+    "Server": "Arbor",
 }
 _OPTIONS_HEADERS = {**CORS_HEADERS, "Access-Control-Max-Age": "86400"}
 
@@ -62,6 +64,35 @@ class _RouteMetrics:
 _unrouted = _RouteMetrics("", "none")
 
 
+class _Server(web.Server):
+    """aiohttp's server with a bound on connections, and word of lost ones for handlers that want it."""
+
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Any], max_connections: int, **options: Any
+    ) -> None:
+        super().__init__(handler, **options)
+        self._max_connections = max_connections
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        if len(self._connections) >= self._max_connections:
+            transport.abort()
+            return
+        _connections.inc()
+        super().connection_made(handler, transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        if handler in self._connections:
+            _connections.dec()
+        current = handler._current_request
+        if current is not None and _TASK in current:
+            current[_TASK].cancel()
+        super().connection_lost(handler, exc)
+
+
+# Key in aiohttp's request: the task that the loss of the connection cancels.
+_TASK = web.RequestKey("arbor_task", asyncio.Task[Any])
+
+
 class HttpListener:
     """One listening socket and the routes served on it.
 
@@ -70,7 +101,6 @@ class HttpListener:
         limits: the section `http`.
         trust_forwarded: take the client's address from X-Forwarded-For.
         ready: awaited before a request goes to a handler while the process still starts; None: it is ready.
-        max_body: default limit of a body by path prefix is `limits.max_federation_body` for other servers.
     """
 
     def __init__(
@@ -92,8 +122,9 @@ class HttpListener:
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begin to answer on a socket that is bound, and listening or not."""
         loop = asyncio.get_running_loop()
-        self._server = web.Server(
+        self._server = _Server(
             self._answer,
+            self._limits.max_connections,
             access_log=None,
             keepalive_timeout=75.0,
             tcp_keepalive=True,
@@ -128,7 +159,7 @@ class HttpListener:
     async def _answer(self, base: web.BaseRequest) -> web.StreamResponse:
         started = time.perf_counter()
         identity = f"{_request_prefix}-{next(_request_numbers):x}"
-        token = request_id.set(identity)
+        request_id.set(identity)  # aiohttp runs each request in a task, and context, of its own
         target = base.raw_path
         if not target.startswith("/"):
             # The absolute form of a request target, as proxies send it: http://host/path
@@ -167,7 +198,6 @@ class HttpListener:
             response = _error_response(MatrixError("M_UNKNOWN", 500, "Internal server error"))
         finally:
             _in_flight.dec()
-            request_id.reset(token)
         if response.status in (408, 413, 415):
             # The rest of the body is not worth reading.
             response.force_close()
@@ -182,6 +212,10 @@ class HttpListener:
             if not await self._ready():
                 raise unavailable("The server is starting")
             self._ready = None
+        if request.route.cancel_on_disconnect:
+            task = asyncio.current_task()
+            assert task is not None
+            base[_TASK] = task
         if tracing.enabled():
             name = f"{request.method} {request.route.pattern}"
             with tracing.span(name, parent=base.headers, attributes={"http.request_id": request.request_id}):

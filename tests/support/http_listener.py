@@ -46,6 +46,18 @@ async def listening(router: Router, limits: Http | None = None, **options: Any) 
         await listener.stop(0)
 
 
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to the port, closed in the end whatever state it is in."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def raw_request(
     port: int,
     method: str,
@@ -59,18 +71,13 @@ async def raw_request(
 
     `head` replaces the whole head of the request, for malformed ones.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
+    async with connected(port) as (reader, writer):
         lines = {"Host": "test", **(headers or {})}
         if body is not None:
             lines.setdefault("Content-Length", str(len(body)))
         text = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
         writer.write((head if head is not None else text.encode("utf-8", "surrogateescape")) + (body or b""))
         return await read_answer(reader, method)
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def read_answer(reader: asyncio.StreamReader, method: str = "GET") -> Answer:
