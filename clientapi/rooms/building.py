@@ -93,13 +93,15 @@ def check_allowed(
     remember = draft.state_key is None and draft.type not in _NOT_REMEMBERED
     if remember and (known := head.verdict_on(draft.type, sender)) is not None:
         return known
-    verdict = check_event_auth(as_event(head.room_version, room_id, sender, draft), state)
+    verdict = check_event_auth(as_event(head.room_version, room_id, sender, draft, head.extremities), state)
     if remember:
         head.note_verdict(draft.type, sender, verdict)
     return verdict
 
 
-def as_event(room_version: RoomVersion, room_id: str, sender: str, draft: Draft) -> Event:
+def as_event(
+    room_version: RoomVersion, room_id: str, sender: str, draft: Draft, prev_events: tuple[str, ...]
+) -> Event:
     """Return a draft in the form that the auth rules take, before it is built and signed."""
     content = dict(draft.content)
     return Event(
@@ -111,7 +113,7 @@ def as_event(room_version: RoomVersion, room_id: str, sender: str, draft: Draft)
         content=content,
         depth=0,
         origin_server_ts=0,
-        prev_event_ids=(),
+        prev_event_ids=prev_events,
         auth_event_ids=(),
         redacts=draft.redacts,
         pdu={"content": content},

@@ -85,7 +85,7 @@ class _Chain:
         if draft.type == "m.room.create" and last is not None:
             raise _invalid("A room has one create event")
         if last is not None:
-            proposal = as_event(version, self.room_id or "", sender, draft)
+            proposal = as_event(version, self.room_id or "", sender, draft, (last.event_id,))
             checked = check_event_auth(proposal, {**auth_state, CREATE_KEY: self.state[CREATE_KEY]})
             if isinstance(checked, Refused):
                 raise _invalid(f"{draft.type}: {checked.reason}")

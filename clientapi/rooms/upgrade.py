@@ -56,7 +56,13 @@ class RoomUpgrades:
         if old is None:
             raise forbidden("You are not in this room")
         tombstone = {"body": "This room has been replaced", "replacement_room": ""}
-        proposal = as_event(old.room_version, room_id, user_id, Draft("m.room.tombstone", tombstone, ""))
+        proposal = as_event(
+            old.room_version,
+            room_id,
+            user_id,
+            Draft("m.room.tombstone", tombstone, ""),
+            old.forward_extremities,
+        )
         verdict = check_event_auth(proposal, old.state)
         if isinstance(verdict, Refused):
             raise forbidden(f"You may not upgrade this room: {verdict.reason}")
