@@ -72,6 +72,10 @@ class Registry:
 registry = Registry()
 
 
+class Aborted(grpc.aio.AioRpcError):
+    """A servicer ended its own call, as `grpc.aio.AbortError` says over the wire."""
+
+
 class Context:
     """The servicer's side of an in-process call; what servicers use of `grpc.aio.ServicerContext`."""
 
@@ -105,7 +109,7 @@ class Context:
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
     ) -> NoReturn:
         """End the call with a status that is not OK."""
-        raise _error(code, details, trailing_metadata)
+        raise Aborted(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing_metadata), details=details)
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """Set the status the call ends with."""

@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from servicekit import metrics, tracing
 from servicekit.errors import MatrixError
 from servicekit.grpc.errors import abort_with, matrix_error_from
+from servicekit.grpc.in_process import Aborted
 from servicekit.logging import get_logger, request_id
 
 log = get_logger("grpc")
@@ -142,7 +143,7 @@ async def _fail(path: str, error: Exception, context: Any, outcomes: _Outcomes) 
     if isinstance(error, MatrixError):
         outcomes.count_of(error.errcode).inc()
         await abort_with(context, error)
-    if isinstance(error, grpc.aio.AbortError):
+    if isinstance(error, grpc.aio.AbortError | Aborted):
         outcomes.count_of("ABORTED").inc()
         raise error
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
