@@ -1,5 +1,5 @@
-"""Being invited: a server wants our signature on an invite of one of our users (server-server API, "Inviting to
-a room"). Nothing is signed that is not exactly such an invite.
+"""Being invited: a server wants our signature on an invite of one of our users (server-server API, "Inviting
+to a room"). Nothing is signed that is not exactly such an invite.
 """
 
 from collections.abc import Mapping, Sequence

@@ -204,7 +204,7 @@ class MembershipRoutes:
         checked = await self._checker.check_one(event.pdu, view.version, room_id=room_id)
         if not isinstance(checked, Event):
             raise invalid_param(f"The event does not pass the checks: {checked.reason}")
-        # First the note: the sender must find it when OUTPUT tells the event, for we pass it on to the others.
+        # First the note, for the sender to find when OUTPUT tells the event: we pass it on to the others.
         await self._database.write(note_relayed, checked.event_id, caller.origin, self._now_ms())
         verdict = await self._submitter.submit(room_id, federation_entry(checked, caller.origin))
         if not is_accepted(verdict):
