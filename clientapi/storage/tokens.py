@@ -90,9 +90,10 @@ def load_access_token(conn: Connection, token_hash: bytes) -> TokenRow | None:
 def mark_access_token_used(conn: Connection, token_hash: bytes, family: str) -> None:
     """Note that a refreshed token reached its client: the older access tokens of its family end."""
     conn.execute(update(access_tokens).where(access_tokens.c.token_hash == token_hash).values(used=True))
+    created_ms = select(access_tokens.c.created_ms).where(access_tokens.c.token_hash == token_hash)
     conn.execute(
         delete(access_tokens).where(
-            access_tokens.c.family == family, access_tokens.c.token_hash != token_hash
+            access_tokens.c.family == family, access_tokens.c.created_ms < created_ms.scalar_subquery()
         )
     )
 

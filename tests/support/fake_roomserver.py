@@ -1,8 +1,8 @@
 """Stand-ins for the log and the RoomServer, in memory, for tests of what writes to them.
 
-They judge as the contract says (heads, transaction keys, auth rules) and can misbehave on purpose: lose acks or verdicts,
-be away, let a foreign writer be quicker. `FakeLog` looks like a `LogConnection`, `FakeRoomServer` like the RoomServer's
-query service.
+They judge as the contract says (heads, transaction keys, auth rules) and can misbehave on purpose: lose
+acks or verdicts, be away, let a foreign writer be quicker. `FakeLog` looks like a `LogConnection`,
+`FakeRoomServer` like the RoomServer's query service.
 """
 
 import asyncio
@@ -213,9 +213,7 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
         self.outcomes[last] = verdict_
         return verdict_
 
-    def _stale(
-        self, entry: input_pb2.InputEntry, room: FakeRoom, events: list[Event]
-    ) -> input_pb2.Verdict:
+    def _stale(self, entry: input_pb2.InputEntry, room: FakeRoom, events: list[Event]) -> input_pb2.Verdict:
         stale = input_pb2.StaleHeads(
             forward_extremities=room.extremities, depth=room.depth, output_sequence=room.output_sequence
         )
@@ -226,9 +224,7 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
                     stale.removed_auth_state.add(type=key[0], state_key=key[1])
                 elif now.event_id not in event.auth_event_ids:
                     stale.changed_auth_state.add(event_id=now.event_id, pdu_json=now.pdu_json)
-        return input_pb2.Verdict(
-            request_id=entry.request_id, code=input_pb2.VERDICT_CODE_STALE, stale=stale
-        )
+        return input_pb2.Verdict(request_id=entry.request_id, code=input_pb2.VERDICT_CODE_STALE, stale=stale)
 
     def insert(self, event: Event) -> None:
         """Put in an event that no writer here sent."""
@@ -316,9 +312,7 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
         for room_id in request.room_ids:
             room = self.rooms.get(room_id)
             if room is not None:
-                members = [
-                    key[1] for key, event in room.state.items() if event.membership == "join"
-                ]
+                members = [key[1] for key, event in room.state.items() if event.membership == "join"]
                 answer.rooms.add(
                     room_id=room_id,
                     room_version=room.version.identifier,
@@ -348,5 +342,3 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
 
 def _key(key: common_pb2.TransactionKey) -> tuple[str, ...]:
     return (key.user_id, key.device_id, key.endpoint, key.room_id, key.txn_id)
-
-
