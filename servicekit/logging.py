@@ -140,6 +140,11 @@ def setup_logging(config: Logging, process: str = "arbor") -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
+def quiet_logging() -> None:
+    """Write errors only, to stderr: for commands whose output is for people or pipes."""
+    setup_logging(Logging(level="error"))
+
+
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
         name: REDACTED if name in _SECRET_FIELDS else value

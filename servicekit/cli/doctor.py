@@ -20,7 +20,7 @@ from servicekit.config.units import format_size
 from servicekit.database import create_engine
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError
-from servicekit.logging import setup_logging
+from servicekit.logging import quiet_logging
 from servicekit.nats_server import NatsServerError, find_nats_binary
 from servicekit.service.exposition import SOCKET_SUFFIX, process_sockets
 from servicekit.service.groups import available_services
@@ -39,7 +39,7 @@ class Finding:
 
 def doctor(config: Config, *, deep: bool = False) -> int:
     """Print all findings; returns 1 when something fails."""
-    setup_logging(config.logging, "doctor")
+    quiet_logging()
     failed = False
     for finding in examine(config, deep=deep):
         failed = failed or finding.level == "fail"

@@ -21,7 +21,7 @@ from servicekit.database import create_engine, new_metadata
 from servicekit.log.connection import LogConnection
 from servicekit.log.reader import LogMessage, LogReader
 from servicekit.log.tables import add_log_tables
-from servicekit.logging import setup_logging
+from servicekit.logging import quiet_logging
 from servicekit.service.exposition import process_sockets
 
 _MESSAGES: dict[str, type[Message]] = {
@@ -37,7 +37,7 @@ def show(
     config: Config, stream: str, *, after: int | None, limit: int, about: str | None, follow: bool
 ) -> int:
     """Print entries of a stream, one JSON object a line."""
-    setup_logging(config.logging, "log")
+    quiet_logging()
     try:
         asyncio.run(_show(config, stream, after, limit, about, follow))
     except FileNotFoundError as error:

@@ -55,6 +55,7 @@ class Route:
     max_body: int | None = None
     body_timeout_s: float | None = None
     cancel_on_disconnect: bool = False
+    owner: str | None = None
     param_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
@@ -73,6 +74,8 @@ class Router:
     def __init__(self) -> None:
         self._root = _Node()
         self.routes: list[Route] = []
+        self.owner: str | None = None
+        """Name of the service that adds routes now."""
 
     def add(
         self,
@@ -114,6 +117,7 @@ class Router:
             max_body,
             body_timeout_s,
             cancel_on_disconnect,
+            self.owner,
             names,
             tuple(aliases),
         )

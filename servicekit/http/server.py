@@ -100,7 +100,8 @@ class HttpListener:
         router: the routes; restrict it to the listener's resources before.
         limits: the section `http`.
         trust_forwarded: take the client's address from X-Forwarded-For.
-        ready: awaited before a request goes to a handler while the process still starts; None: it is ready.
+        ready: asked before a request goes to a handler: waits for what the route needs, False after too long a
+            wait. `None`: everything is ready; see `set_ready`.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class HttpListener:
         limits: Http | None = None,
         *,
         trust_forwarded: bool = False,
-        ready: Callable[[], Awaitable[bool]] | None = None,
+        ready: Callable[[Route], Awaitable[bool]] | None = None,
     ) -> None:
         self.router = router
         self._limits = limits or Http()
@@ -140,6 +141,10 @@ class HttpListener:
         else:
             listening = await loop.create_server(self._server, sock=sock, ssl=tls, backlog=1024)
         self._listening.append(listening)
+
+    def set_ready(self) -> None:
+        """Ask no more whether routes are ready."""
+        self._ready = None
 
     def stop_listening(self) -> None:
         """Take no new connections."""
@@ -209,9 +214,8 @@ class HttpListener:
 
     async def _handle(self, base: web.BaseRequest, request: Request) -> web.StreamResponse:
         if self._ready is not None:
-            if not await self._ready():
+            if not await self._ready(request.route):
                 raise unavailable("The server is starting")
-            self._ready = None
         if request.route.cancel_on_disconnect:
             task = asyncio.current_task()
             assert task is not None

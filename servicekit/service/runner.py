@@ -27,7 +27,7 @@ from servicekit.config.schema import Config
 from servicekit.grpc.channels import current_service
 from servicekit.grpc.in_process import registry
 from servicekit.grpc.server import GrpcServer
-from servicekit.http.routing import Router
+from servicekit.http.routing import Route, Router
 from servicekit.http.server import HttpListener
 from servicekit.logging import get_logger, setup_logging
 from servicekit.service import exposition
@@ -131,7 +131,7 @@ class _Process:
         self._services: list[Service] = []
         self._contexts: dict[str, contextvars.Context] = {}
         self._starting: set[str] = set(factories)
-        self._started = asyncio.Event()
+        self._started = {name: asyncio.Event() for name in factories}
         self._stopping = asyncio.Event()
         self._grpc: list[GrpcServer] = []
         self._listeners: list[HttpListener] = []
@@ -167,7 +167,9 @@ class _Process:
     async def _listen(self) -> None:
         router = Router()
         for service in self._services:
+            router.owner = service.name
             service.routes(router)
+        router.owner = None
         exposition.add_routes(router, self._config, self._name, self._health)
         own = HttpListener(exposition.own_routes(self._health, self._services), self._config.http)
         await own.start(exposition.own_socket(self._config, self._name))
@@ -213,24 +215,28 @@ class _Process:
             await server.start()
             self._grpc.append(server)
         self._starting.discard(service.name)
-        if not self._starting:
-            self._started.set()
+        self._started[service.name].set()
         await service.run()
 
     async def _announce(self) -> None:
-        await self._started.wait()
+        for started in self._started.values():
+            await started.wait()
+        for listener in self._listeners:
+            listener.set_ready()
         # What is alive now lives as long as the process: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
         log.info("ready", services=" ".join(self._factories))
 
-    async def _ready(self) -> bool:
-        if self._started.is_set():
+    async def _ready(self, route: Route) -> bool:
+        """Wait for the service that a route belongs to, for a while."""
+        started = self._started.get(route.owner or "")
+        if started is None or started.is_set():
             return True
         try:
             async with asyncio.timeout(START_WAIT_S):
-                await self._started.wait()
+                await started.wait()
         except TimeoutError:
             return False
         return True

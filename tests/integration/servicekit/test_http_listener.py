@@ -11,7 +11,7 @@ import pytest
 
 from servicekit.config.schema import Http, Listener, ListenerTls
 from servicekit.errors import MatrixError
-from servicekit.http import HttpListener, Request, Response, Router, json_response
+from servicekit.http import HttpListener, Request, Response, Route, Router, json_response
 from servicekit.service.listeners import bind_listener, tls_context
 from tests.support.http_listener import connected, listening, raw_request, read_answer
 
@@ -203,11 +203,11 @@ async def test_pipelined_requests_are_answered_in_order(router: Router) -> None:
 async def test_requests_wait_for_a_service_that_starts(router: Router) -> None:
     started = asyncio.Event()
 
-    async def ready() -> bool:
+    async def ready(_route: Route) -> bool:
         await started.wait()
         return True
 
-    async def never() -> bool:
+    async def never(_route: Route) -> bool:
         return False
 
     async with listening(router, ready=ready) as port:
