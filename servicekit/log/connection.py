@@ -83,7 +83,8 @@ class LogConnection:
         self.nc = LogClient()
         self._epochs: dict[str, str] = {}
         self._makes_streams = False
-        self._connected = asyncio.Event()
+        self._connected = False
+        self._wake = asyncio.Event()  # set while connected, and when closed for good
         self._closed = False
         self._attempt = 0
         self._last_complaint_s = 0.0
@@ -139,7 +140,7 @@ class LogConnection:
     @property
     def connected(self) -> bool:
         """Whether NATS can be reached just now."""
-        return self._connected.is_set()
+        return self._connected
 
     @property
     def partitions(self) -> int:
@@ -152,9 +153,10 @@ class LogConnection:
         Raises:
             LogUnavailable: this connection was closed for good.
         """
-        if self._closed:
-            raise LogUnavailable("the connection to the log is closed")
-        await self._connected.wait()
+        while not self._connected:
+            if self._closed:
+                raise LogUnavailable("the connection to the log is closed")
+            await self._wake.wait()
 
     def on_connection_change(self, callback: Callable[[bool], None]) -> Callable[[], None]:
         """Have `callback(connected)` called at each change; returns a function that ends this."""
@@ -172,6 +174,7 @@ class LogConnection:
         self._closed = True
         await self.nc.close()
         self._set_connected(False)
+        self._wake.set()
         self._fail_all(PublishTimeout("the connection was closed before the ack"))
 
     async def __aenter__(self) -> Self:
@@ -218,12 +221,13 @@ class LogConnection:
                 return
 
     def _set_connected(self, connected: bool) -> None:
-        if connected == self._connected.is_set():
+        if connected == self._connected:
             return
-        if connected:
-            self._connected.set()
+        self._connected = connected
+        if connected or self._closed:
+            self._wake.set()
         else:
-            self._connected.clear()
+            self._wake.clear()
         for callback in list(self._on_connection_change):
             callback(connected)
 
@@ -325,7 +329,7 @@ class LogConnection:
 
         Returns False, sending nothing, while disconnected.
         """
-        if not self._connected.is_set():
+        if not self._connected:
             return False
         self.nc.send(b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(data), data))
         return True
@@ -340,7 +344,7 @@ class LogConnection:
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
         """Publish; `on_done(sequence, error)` is called once, later or (while disconnected) at once."""
-        if not self._connected.is_set():
+        if not self._connected:
             on_done(0, LogUnavailable("there is no connection to the log"))
             return
         if len(data) > self.nc.max_payload:
@@ -362,7 +366,7 @@ class LogConnection:
         """
         if not 0 < len(messages) <= BATCH_MAX_MESSAGES:
             raise ValueError(f"a batch has 1 to {BATCH_MAX_MESSAGES} messages, not {len(messages)}")
-        if not self._connected.is_set():
+        if not self._connected:
             on_done(0, LogUnavailable("there is no connection to the log"))
             return
         ack_id = self._expect_ack(on_done, timeout_s)
@@ -407,7 +411,7 @@ class LogConnection:
             PublishTimeout: no ack within `timeout_s`, or the connection broke; it may be stored.
             PublishRefused: the stream refused it (`LogFull`, `MessageTooLarge`, a fence); nothing was stored.
         """
-        if not self._connected.is_set():
+        if not self._connected:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(timeout_s):

@@ -118,6 +118,7 @@ class Follower(Generic[R]):
         self._stamps: dict[Stamp, int] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[bool]]] = []
         self._wait_no = 0
+        self._given_up = 0
         self._reader: LogReader | None = None
         self._applier = Applier(
             handler,
@@ -190,6 +191,12 @@ class Follower(Generic[R]):
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
+            self._given_up += 1
+            if self._given_up > 256 and 2 * self._given_up > len(self._waiting):
+                # While nothing comes, those who gave up would only pile up.
+                self._waiting = [item for item in self._waiting if not item[2].done()]
+                heapq.heapify(self._waiting)
+                self._given_up = 0
             return False
 
     async def _apply(self, batch: Batch) -> None:

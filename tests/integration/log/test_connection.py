@@ -284,3 +284,23 @@ async def test_a_wrong_password_is_retried_not_fatal_and_an_old_server_is_refuse
     monkeypatch.setattr("servicekit.nats_server.OLDEST_VERSION", (99, 0))
     with pytest.raises(NatsTooOld, match=r"2\.15\.\d+; 2\.12 or later is needed"):
         await LogConnection.connect(nats.settings("clientapi"), "clientapi")
+
+
+async def test_whoever_waits_for_a_closed_connection_is_told(nats: NatsProcess, connect: Connect) -> None:
+    edge = await connect("clientapi", streams=False)
+    nats.kill()
+    await until(lambda: not edge.connected)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = group.create_task(_outcome(edge.wait_connected()))
+        publishing = group.create_task(_outcome(edge.publish(IN, b"x", timeout_s=30)))
+        await asyncio.sleep(0)
+        await edge.close()
+    assert isinstance(waiting.result(), LogUnavailable)
+    assert isinstance(publishing.result(), LogUnavailable)
+
+
+async def _outcome(awaitable: Awaitable[object]) -> object:
+    try:
+        return await awaitable
+    except LogUnavailable as error:
+        return error

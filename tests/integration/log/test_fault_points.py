@@ -46,9 +46,9 @@ async def toy_process(nats: NatsProcess, url: str, fault: str = "") -> AsyncIter
     [
         "follower.before_commit:3",
         "follower.after_commit:3",
-        "relay.before_publish:20",
+        "relay.before_publish:5",
         "relay.after_publish:1",
-        "relay.after_publish:20",
+        "relay.after_publish:5",
     ],
 )
 async def test_killed_there_each_entry_is_told_once(

@@ -268,3 +268,15 @@ async def test_nats_killed_while_following(
         assert await follower.wait_for(101, 5)
     stored = await sqlite_database.read(toy.contents)
     assert [row[2] for row in stored["entries"]] == list(range(101))
+
+
+async def test_those_who_gave_up_waiting_do_not_pile_up(connect: Connect, sqlite_database: Database) -> None:
+    room, follower_connection = await connect("roomserver"), await connect("syncapi")
+    follower = make(follower_connection, sqlite_database, toy.ToyHandler())
+    async with following(follower):
+        for _ in range(4):
+            assert not any(await asyncio.gather(*(follower.wait_for(1, 0.001) for _ in range(300))))
+        assert len(follower._waiting) <= 600
+        waiting = asyncio.gather(*(follower.wait_for(1, 10) for _ in range(10)))
+        await room.publish(OUT, toy.toy_entry("!a:x", 1))
+        assert all(await waiting)
