@@ -7,6 +7,7 @@ done. New revision: `python -m servicekit.database.new_revision roomserver "add 
 
 import importlib.util
 import re
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -21,6 +22,8 @@ from servicekit.database.engine import create_engine
 ENVIRONMENT = Path(__file__).parent / "alembic_env"
 # Any number, the same everywhere: key of the advisory lock that keeps two migrations apart.
 _LOCK_KEY = 0x6172626F72
+# Alembic's `op` is one for the whole process: services that share one migrate one after the other.
+_one_at_a_time = threading.Lock()
 
 
 class SchemaTooNewError(Exception):
@@ -57,7 +60,7 @@ def migrate(url: str, metadata: MetaData, migrations_package: str) -> None:
     """
     engine = create_engine(url)
     try:
-        with engine.connect() as connection, connection.begin():
+        with _one_at_a_time, engine.connect() as connection, connection.begin():
             _lock(connection, url)
             config = alembic_config(migrations_package, metadata, connection)
             script = ScriptDirectory.from_config(config)
