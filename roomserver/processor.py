@@ -1,0 +1,400 @@
+"""From INPUT to OUTPUT: one reader over all partitions of ours, one transaction a batch, relay, verdicts.
+
+    LogReader ─► judge (writer thread, one transaction) ─► relay to OUTPUT ─► verdicts
+                   ▲ batch N + 1 is judged while batch N is relayed │
+                   └── where messages stand on OUTPUT ◄─────────────┘   stored with the next batch, or when idle
+
+Partitions come and go (`leases`); whenever the set changes the reader is opened anew.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from arbor.log.v1 import input_pb2
+from roomserver import metrics
+from roomserver.input.batch import Answer
+from roomserver.input.judge import Held, Judge, Outcome, Work
+from roomserver.leases import Leases
+from roomserver.storage import partitions
+from servicekit.database import Database
+from servicekit.log.applying import is_transient
+from servicekit.log.connection import LogConnection
+from servicekit.log.errors import (
+    LogError,
+    LogUnavailable,
+    OwnershipLost,
+    PositionLost,
+    PositionTooOld,
+    StopFollowing,
+)
+from servicekit.log.faultpoints import fault_point
+from servicekit.log.outbox import Published
+from servicekit.log.reader import Batch, LogReader
+from servicekit.log.relay import OutboxRelay
+from servicekit.log.subjects import INPUT, partition_filter
+from servicekit.logging import get_logger
+
+log = get_logger("roomserver")
+
+MAX_BATCH = 300
+PIPELINE = 4
+IDLE_S = 0.5
+RETRY_MIN_S = 0.02
+RETRY_MAX_S = 1.0
+MAX_POSITIONS = 100_000
+ADVANCE_ALL_EVERY = 64
+MAX_VERDICT_BYTES = 512 * 1024
+
+
+class _Sent(NamedTuple):
+    outcome: Outcome
+    published: "asyncio.Future[list[Published]]"
+
+
+class Processor:
+    """See the module. Belongs to the event loop it runs on."""
+
+    def __init__(
+        self, connection: LogConnection, database: Database, judge: Judge, leases: Leases, now_ms: Callable[[], int]
+    ) -> None:
+        self._connection = connection
+        self._database = database
+        self._judge = judge
+        self._leases = leases
+        self._now_ms = now_ms
+        self._held: dict[int, Held] = {}
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._sent: asyncio.Queue[_Sent] = asyncio.Queue(PIPELINE)
+        self._relay = OutboxRelay(connection, "roomserver", kind="room.output")
+        self._placed: list[tuple[int, int, int]] = []
+        self._positions: OrderedDict[str, int] = OrderedDict()
+        self._sequences: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._reader: LogReader | None = None
+        self._input_position = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._writing = asyncio.Lock()
+        self._batches = 0
+        self.output_last = 0
+        metrics.lag.set_function(lambda: self.lag)
+        metrics.outbox.set_function(lambda: self._relay.queued)
+        metrics.partitions_owned.set_function(lambda: len(self._held))
+
+    # -- what others ask
+
+    @property
+    def lag(self) -> int:
+        """INPUT messages not judged yet, as far as is known."""
+        return max(self._reader.last_sequence - self._input_position, 0) if self._reader is not None else 0
+
+    def owns(self, partition: int) -> bool:
+        """Whether a partition is ours."""
+        return partition in self._held
+
+    def position_of(self, room_id: str) -> int | None:
+        """The OUTPUT sequence of a room's last message, if it is remembered."""
+        return self._positions.get(room_id)
+
+    def sequence_of(self, partition: int, output_no: int) -> int | None:
+        """The OUTPUT sequence of a message, if it is remembered."""
+        return self._sequences.get((partition, output_no))
+
+    async def wait_judged(self, input_sequence: int, timeout_s: float) -> bool:
+        """Wait until an INPUT sequence has been judged; False: not within the time."""
+        if self._input_position >= input_sequence:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((input_sequence, future))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            return False
+        return True
+
+    async def flush(self, timeout_s: float = 10.0) -> None:
+        """Wait until what is committed now is on OUTPUT and its place there is stored."""
+        async with asyncio.timeout(timeout_s):
+            while self._relay.queued or not self._sent.empty():
+                await asyncio.sleep(0.002)
+            if self._placed or self._relay.deletable():
+                await self._commit(Work([], 0, ""))
+
+    # -- life
+
+    async def run(self) -> None:
+        """Work until cancelled.
+
+        Raises:
+            StopFollowing: an entry of INPUT must not be skipped and cannot be understood.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._relay.run())
+                group.create_task(self._finish_sent())
+                group.create_task(self._keep_leases())
+                group.create_task(self._store_when_idle())
+                group.create_task(self._read())
+        finally:
+            self._fail_waiting()
+
+    async def take_partitions(self) -> None:
+        """Take what is free; done once before `run`, then by it."""
+        async with self._writing:
+            taken = await self._database.write(self._leases.take, set(self._held))
+        if not taken:
+            return
+        info = await self._connection.load_stream(INPUT)
+        epoch = info.epoch if info is not None else ""
+        anew = [item.row for item in taken if item.row.input_epoch != epoch]
+        if anew:
+            await self._database.write(
+                partitions.reset_positions, [(row.id, row.epoch) for row in anew], epoch, 0
+            )
+            for row in anew:
+                row.input_position, row.input_epoch = 0, epoch
+        for item in taken:
+            row = item.row
+            self._held[row.id] = Held(row.epoch, row.input_position, row.output_no)
+            future = self._relay.adopt(row.id, row.epoch, item.progress, item.entries)
+            future.add_done_callback(self._on_adopted)
+        log.info("partitions_taken", count=len(taken), held=len(self._held))
+        self._changed.set()
+
+    async def give_up(self) -> None:
+        """Hand everything over: the process is about to stop."""
+        held = {number: mine.epoch for number, mine in self._held.items()}
+        self._held = {}
+        for number in held:
+            self._relay.release(number)
+        await self._database.write(self._leases.give_up, held)
+
+    async def settle(self, timeout_s: float = 3.0) -> None:
+        """Before the stop: relay and answer what is committed, as far as time allows."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._relay.queued or not self._sent.empty():
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            log.warning("stopped_with_outbox", queued=self._relay.queued)
+
+    def _on_adopted(self, future: "asyncio.Future[list[Published]]") -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._note_published(future.result())
+
+    # -- reading
+
+    async def _read(self) -> None:
+        while True:
+            self._changed.clear()
+            if not self._held:
+                await self._changed.wait()
+                continue
+            epoch = self._connection.epoch(INPUT)
+            after = min(mine.position for mine in self._held.values())
+            if len(self._held) == self._leases.partition_count:
+                subjects = ["room.input.>"]
+            else:
+                subjects = [partition_filter("room.input", number) for number in sorted(self._held)]
+            reader = LogReader(self._connection, INPUT, subjects, after=after, epoch=epoch)
+            self._reader = reader
+            batches = reader.batches(MAX_BATCH)
+            try:
+                async for batch in batches:
+                    await self._process(batch)
+                    if self._changed.is_set():
+                        break
+            except OwnershipLost as error:
+                log.warning("ownership_lost", error=str(error))
+                await self._reload()
+            except PositionLost as error:
+                await self._recover(error)
+            finally:
+                await batches.aclose()
+
+    async def _process(self, batch: Batch) -> None:
+        self._batches += 1
+        everything = not batch.messages or self._batches % ADVANCE_ALL_EVERY == 0
+        work = Work(batch.messages, batch.through, batch.epoch, advance_all=everything)
+        outcome = await self._commit(work)
+        self._input_position = batch.through
+        self._wake()
+        if outcome.answers or outcome.entries:
+            published = self._relay.publish(outcome.entries)
+            await self._sent.put(_Sent(outcome, published))
+
+    async def _commit(self, work: Work) -> Outcome:
+        async with self._writing:
+            work.published, self._placed = self._placed, []
+            deletable = [item for item in self._relay.deletable() if item.partition in self._held]
+            work.done = [(item.partition, item.output_no, item.sequence) for item in deletable]
+            delay_s = RETRY_MIN_S
+            apply = self._judge.apply
+            while True:
+                try:
+                    outcome = await self._database.write(apply, work, self._held)
+                except (OwnershipLost, StopFollowing):
+                    self._judge.failed()
+                    raise
+                except Exception as error:
+                    self._judge.failed()
+                    if is_transient(error):
+                        # The commit may have happened all the same: then the fence finds the position moved.
+                        log.warning("batch_waits", error=str(error))
+                        await asyncio.sleep(delay_s)
+                        delay_s = min(delay_s * 2, RETRY_MAX_S)
+                    elif apply == self._judge.apply:
+                        log.warning("batch_failed", messages=len(work.messages), error=repr(error))
+                        apply = self._judge.apply_singly
+                    else:
+                        raise
+                else:
+                    break
+            self._judge.committed()
+            fault_point("roomserver.after_commit")
+            self._held = {
+                number: mine for number, mine in outcome.held.items() if number in self._held
+            }
+            self._relay.deleted(deletable)
+            return outcome
+
+    async def _reload(self) -> None:
+        """After the fence: see what is still ours, with the positions that hold."""
+        async with self._writing:
+            self._judge.failed()
+            rows = {row.id: row for row in await self._database.read(partitions.load_partitions)}
+            for number, mine in list(self._held.items()):
+                row = rows[number]
+                if row.epoch != mine.epoch:
+                    del self._held[number]
+                    self._relay.release(number)
+                else:
+                    self._held[number] = Held(row.epoch, row.input_position, row.output_no)
+
+    async def _recover(self, error: PositionLost) -> None:
+        """INPUT was made anew or lost entries: go on from where it begins now."""
+        position = error.first_sequence - 1 if isinstance(error, PositionTooOld) else 0
+        log.error("input_position_lost", error=str(error), goes_on_after=position)
+        held = [(number, mine.epoch) for number, mine in self._held.items()]
+        async with self._writing:
+            await self._database.write(partitions.reset_positions, held, error.epoch, position)
+            self._held = {n: Held(mine.epoch, position, mine.output_no) for n, mine in self._held.items()}
+        await self._connection.load_stream(INPUT)
+
+    # -- after the commit
+
+    async def _finish_sent(self) -> None:
+        while True:
+            sent = await self._sent.get()
+            try:
+                published = await sent.published
+            except OwnershipLost:
+                # Committed, so it holds; whoever owns the partition now publishes it. Writers ask for the outcome.
+                continue
+            self._note_published(published)
+            outcome = sent.outcome
+            for room_id, place in outcome.rooms.items():
+                sequence = self._sequences.get(place)
+                if sequence:
+                    self._positions[room_id] = sequence
+                    self._positions.move_to_end(room_id)
+            while len(self._positions) > MAX_POSITIONS:
+                self._positions.popitem(last=False)
+            self._send_verdicts(outcome)
+            self._idle.set()
+
+    def _note_published(self, published: list[Published]) -> None:
+        for partition, output_no, sequence in published:
+            if sequence:
+                self._placed.append((sequence, partition, output_no))
+                self._sequences[partition, output_no] = sequence
+                self.output_last = max(self.output_last, sequence)
+        while len(self._sequences) > MAX_POSITIONS:
+            self._sequences.popitem(last=False)
+
+    def _send_verdicts(self, outcome: Outcome) -> None:
+        by_writer: dict[str, list[input_pb2.Verdict]] = {}
+        for answer in outcome.answers:
+            if not answer.reply_to:
+                continue
+            answer.verdict.output_sequence = self._sequence_for(answer, outcome)
+            by_writer.setdefault(answer.reply_to, []).append(answer.verdict)
+        for reply_to, verdicts in by_writer.items():
+            part: list[input_pb2.Verdict] = []
+            size = 0
+            for verdict in verdicts:
+                length = verdict.ByteSize()
+                if part and size + length > MAX_VERDICT_BYTES:
+                    self._connection.publish_core(
+                        reply_to, input_pb2.Verdicts(verdicts=part).SerializeToString()
+                    )
+                    part, size = [], 0
+                part.append(verdict)
+                size += length
+            self._connection.publish_core(reply_to, input_pb2.Verdicts(verdicts=part).SerializeToString())
+
+    def _sequence_for(self, answer: Answer, outcome: Outcome) -> int:
+        if answer.row is not None:
+            place = (answer.partition, answer.row.output_no)
+        elif answer.room is not None:
+            place = (answer.partition, answer.room.row.last_output_no)
+        else:
+            return 0
+        return self._sequences.get(place) or outcome.known_sequences.get(place, 0)
+
+    # -- now and then
+
+    async def _store_when_idle(self) -> None:
+        while True:
+            await self._idle.wait()
+            self._idle.clear()
+            await asyncio.sleep(IDLE_S)
+            if self._idle.is_set() or not (self._placed or self._relay.deletable()):
+                continue
+            try:
+                await self._commit(Work([], 0, ""))
+            except OwnershipLost:
+                self._changed.set()
+
+    async def _keep_leases(self) -> None:
+        interval_s = self._leases.lease_ms / 3000
+        while True:
+            await asyncio.sleep(interval_s)
+            started = time.monotonic()
+            held = {number: mine.epoch for number, mine in self._held.items()}
+            try:
+                lost = await self._database.write(self._leases.renew, held, self.output_last)
+                if lost:
+                    log.warning("leases_lost", partitions=len(lost))
+                    await self._reload()
+                    self._changed.set()
+                if len(self._held) < self._leases.partition_count:
+                    await self.take_partitions()
+            except (LogUnavailable, LogError) as error:
+                log.warning("leases_wait", error=str(error))
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("leases_wait", error=str(error), after_s=round(time.monotonic() - started, 1))
+
+    def _wake(self) -> None:
+        if not self._waiting:
+            return
+        left = []
+        for sequence, future in self._waiting:
+            if sequence <= self._input_position:
+                if not future.done():
+                    future.set_result(None)
+            elif not future.done():
+                left.append((sequence, future))
+        self._waiting = left
+
+    def _fail_waiting(self) -> None:
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting = []
+
+

@@ -1,0 +1,1 @@
+"""Schema revisions; see `servicekit.database.migrations`."""
