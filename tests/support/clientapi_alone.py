@@ -63,7 +63,9 @@ class LoneClientApi(ClientApi):
 class Client:
     """A user's HTTP client. `await client("PUT", path, body)` gives (status, answer)."""
 
-    def __init__(self, session: aiohttp.ClientSession, base: str, token: str | None, user_id: str = "") -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, base: str, token: str | None, user_id: str = ""
+    ) -> None:
         self._session = session
         self._base = base
         self.token = token
@@ -180,5 +182,3 @@ async def lone_clientapi(
         await listener.stop(0.1)
         await service.stop()
         registry.clear()
-
-
