@@ -25,7 +25,8 @@ from servicekit.log.relay import OutboxRelay
 from tests.support import toy_service as toy
 from tests.support.nats import NatsProcess, running_nats
 
-OUT = "room.output.3.IWE6eA"
+# A partition that the relay below does not own.
+OUT = "room.output.40.IWE6eA"
 
 
 class CountingHandler:
