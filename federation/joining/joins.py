@@ -20,6 +20,7 @@ from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from federation.clock import NowMs
 from federation.joining.handshake import Handshake, Prepared, TemplateError, worst_of
 from federation.outbound.errors import RemoteError
+from federation.receipt.ordering import with_whole_auth
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
 from federation.storage import jobs as storage
@@ -213,7 +214,7 @@ class Joins:
         _check_create(create, version)
         # Each event's auth events must be there, or nothing could ever be judged by it.
         known = {**chain, **state}
-        complete = _with_known_auth(known)
+        complete = with_whole_auth(known)
         if create.event_id not in complete:
             raise JoinFailed("the create event cannot stand")
         by_key = {key: event for key, event in by_key.items() if event.event_id in complete}
@@ -292,28 +293,6 @@ def _check_create(create: Event, version: RoomVersion) -> None:
     named = create.content.get("room_version", "1")
     if named != version.identifier:
         raise JoinFailed("the room is of another version than make_join said")
-
-
-def _with_known_auth(events: Mapping[str, Event]) -> dict[str, Event]:
-    """Those events whose whole auth chain is among them, each after its auth events."""
-    ordered: dict[str, Event] = {}
-    state: dict[str, bool] = {}  # False: being looked at, or it lacks something
-    for root in events:
-        stack = [(root, False)]
-        while stack:
-            event_id, returning = stack.pop()
-            event = events.get(event_id)
-            if event is None:
-                continue
-            if returning:
-                if all(state.get(link) for link in event.auth_links):
-                    state[event_id] = True
-                    ordered[event_id] = event
-            elif event_id not in state:
-                state[event_id] = False
-                stack.append((event_id, True))
-                stack.extend((link, False) for link in event.auth_links if link not in state)
-    return ordered
 
 
 async def _import_parts(job: JoinJob, room: RoomAtJoin) -> Any:

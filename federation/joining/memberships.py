@@ -10,7 +10,6 @@ from federation.clock import NowMs
 from federation.joining.handshake import Handshake, TemplateError, worst_of
 from federation.joining.joins import Joined
 from federation.joining.stripped import check_knock_state, strip_event
-from federation.keys.ring import KeyRing
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.errors import RemoteError, RemoteRefused, client_error
 from federation.receipt.pdu_checks import PduChecker
@@ -47,7 +46,6 @@ class RemoteMemberships:
         client: FederationClient,
         handshake: Handshake,
         checker: PduChecker,
-        ring: KeyRing,
         rooms: Rooms,
         submitter: Submitter,
         keys: Mapping[str, SigningKey],
@@ -56,7 +54,6 @@ class RemoteMemberships:
         self._client = client
         self._handshake = handshake
         self._checker = checker
-        self._ring = ring
         self._rooms = rooms
         self._submitter = submitter
         self._keys = keys
