@@ -5,14 +5,15 @@ the span in progress into headers (HTTP, gRPC metadata, NATS), `span(name, paren
 headers. The OpenTelemetry packages are imported only when tracing is on.
 """
 
-from collections.abc import Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
     from servicekit.config.schema import Tracing
 
@@ -80,7 +81,25 @@ def span(
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         context = TraceContextTextMapPropagator().extract(parent)
-    return _tracer.start_as_current_span(name, context=context, attributes=attributes)
+    return _recording(_tracer, name, context, attributes)
+
+
+@contextmanager
+def _recording(
+    tracer: "Tracer", name: str, context: "Context | None", attributes: Mapping[str, Any] | None
+) -> Iterator["Span"]:
+    # An exception's text may hold what a client sent: of it a span keeps the type alone.
+    with tracer.start_as_current_span(
+        name, context=context, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as made:
+        try:
+            yield made
+        except Exception as error:
+            from opentelemetry.trace import StatusCode
+
+            made.set_attribute("error.type", type(error).__qualname__)
+            made.set_status(StatusCode.ERROR)
+            raise
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

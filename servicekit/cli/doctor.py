@@ -14,7 +14,7 @@ from typing import Literal
 import aiohttp
 import sqlalchemy as sa
 
-from servicekit.cli.log import dead_letters
+from servicekit.cli.dead import dead_letters
 from servicekit.config import Config
 from servicekit.config.units import format_size
 from servicekit.database import create_engine
@@ -22,8 +22,8 @@ from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError
 from servicekit.logging import quiet_logging
 from servicekit.nats_server import NatsServerError, find_nats_binary
-from servicekit.service.exposition import SOCKET_SUFFIX, process_sockets
 from servicekit.service.groups import available_services
+from servicekit.service.sockets import SOCKET_SUFFIX, process_sockets
 
 GIB = 1024**3
 

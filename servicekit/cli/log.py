@@ -1,28 +1,24 @@
-"""`arbor log show|dead|replay`."""
+"""`arbor log show`: entries of a stream as JSON lines."""
 
 import asyncio
+import base64
+import binascii
 import contextlib
 import json
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
-import sqlalchemy as sa
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 
 from arbor.log.v1.input_pb2 import InputMessage
 from arbor.log.v1.live_pb2 import LiveMessage
 from arbor.log.v1.output_pb2 import OutputMessage
-from servicekit.cli.main import SERVICES, CommandError
+from servicekit.cli.main import CommandError
 from servicekit.config import Config
-from servicekit.database import create_engine, new_metadata
 from servicekit.log.connection import LogConnection
 from servicekit.log.reader import LogMessage, LogReader
-from servicekit.log.tables import add_log_tables
 from servicekit.logging import quiet_logging
-from servicekit.service.exposition import process_sockets
 
 _MESSAGES: dict[str, type[Message]] = {
     "INPUT": InputMessage,
@@ -103,71 +99,6 @@ def _readable(value: Any) -> Any:
     if isinstance(value, list):
         return [_readable(item) for item in value]
     if isinstance(value, str) and value.startswith("ey"):  # Base64 of `{"`
-        import base64
-        import binascii
-
         with contextlib.suppress(ValueError, binascii.Error):
             return json.loads(base64.b64decode(value, validate=True))
     return value
-
-
-def dead_letters(config: Config, service: str) -> list[dict[str, Any]]:
-    """Return a service's dead letters as rows; empty where it has no database or no such table."""
-    table = add_log_tables(new_metadata()).dead_letter
-    url = config.database_url(service)
-    if url.startswith("sqlite:///"):
-        from pathlib import Path
-
-        if not Path(url.removeprefix("sqlite:///")).exists():
-            return []
-    engine = create_engine(url, role="reader")
-    try:
-        with engine.connect() as connection, connection.begin():
-            if not sa.inspect(connection).has_table(table.name):
-                return []
-            rows = connection.execute(sa.select(table).order_by(table.c.id))
-            return [dict(row._mapping) for row in rows]
-    finally:
-        engine.dispose()
-
-
-def print_dead(config: Config, service: str | None, *, trace: bool) -> int:
-    """Print what could not be applied."""
-    found = 0
-    for name in [service] if service else SERVICES:
-        for row in dead_letters(config, name):
-            found += 1
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000))
-            place = f"{row['stream']} {row['sequence']}"
-            if row["entry_index"] >= 0:
-                place += f"[{row['entry_index']}]"
-            print(f"{name} {row['id']}  {when}  {place}  {row['about']}  {row['error']}")
-            if trace:
-                print(row["traceback"])
-    if found:
-        print(f"{found} dead; once the cause is mended: arbor log replay SERVICE [ID ...]")
-    else:
-        print("none")
-    return 0
-
-
-def replay(config: Config, service: str, ids: Sequence[int]) -> int:
-    """Have a running service apply dead letters again."""
-    answer = asyncio.run(_replay(config, service, ids))
-    print(json.dumps(answer, indent=1, ensure_ascii=False))
-    return 0
-
-
-async def _replay(config: Config, service: str, ids: Sequence[int]) -> Any:
-    for path in process_sockets(config.socket_path("x").parent):
-        connector = aiohttp.UnixConnector(path=str(path))
-        async with aiohttp.ClientSession(connector=connector) as session:
-            with contextlib.suppress(aiohttp.ClientConnectorError):
-                body = {"service": service, "ids": list(ids)}
-                async with session.post("http://process/replay", json=body) as response:
-                    answer = await response.json()
-                    if response.status == 200:
-                        return answer
-                    if response.status != 404:
-                        raise CommandError(str(answer.get("error")))
-    raise CommandError(f"no process with {config.run_dir} runs {service}")

@@ -201,13 +201,17 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _log(config: Config, options: argparse.Namespace) -> int:
-    from servicekit.cli import log
-
     if options.action == "dead":
-        return log.print_dead(config, options.service, trace=options.trace)
+        from servicekit.cli.dead import print_dead
+
+        return print_dead(config, options.service, trace=options.trace)
     if options.action == "replay":
-        return log.replay(config, options.service, options.ids)
-    return log.show(
+        from servicekit.cli.replay import replay
+
+        return replay(config, options.service, options.ids)
+    from servicekit.cli.log import show
+
+    return show(
         config,
         options.stream,
         after=options.after,
@@ -225,7 +229,3 @@ def _run(config: Config, arguments: Sequence[str]) -> int:
         return run(config, arguments)
     except (AlreadyRunning, NatsServerError) as error:
         raise CommandError(str(error)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

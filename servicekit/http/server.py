@@ -100,8 +100,8 @@ class HttpListener:
         router: the routes; restrict it to the listener's resources before.
         limits: the section `http`.
         trust_forwarded: take the client's address from X-Forwarded-For.
-        ready: asked before a request goes to a handler: waits for what the route needs, False after too long a
-            wait. `None`: everything is ready; see `set_ready`.
+        ready: asked before a request goes to a handler: waits for what the route needs, False after too long.
+            None: everything is ready; see `set_ready`.
     """
 
     def __init__(
@@ -213,9 +213,8 @@ class HttpListener:
         return response
 
     async def _handle(self, base: web.BaseRequest, request: Request) -> web.StreamResponse:
-        if self._ready is not None:
-            if not await self._ready(request.route):
-                raise unavailable("The server is starting")
+        if self._ready is not None and not await self._ready(request.route):
+            raise unavailable("The server is starting")
         if request.route.cancel_on_disconnect:
             task = asyncio.current_task()
             assert task is not None

@@ -6,7 +6,6 @@ with the resource `metrics` asks all of them and joins the answers, each sample 
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from servicekit.errors import MatrixError, not_found
 from servicekit.http.messages import Request, Response, json_response
 from servicekit.http.routing import Router
 from servicekit.service.protocol import Service
+from servicekit.service.sockets import SOCKET_SUFFIX, process_sockets
 
-SOCKET_SUFFIX = ".http"
 _TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 Health = Callable[[], dict[str, str]]
@@ -85,21 +84,6 @@ def _add_health(router: Router, health: Health) -> None:
         return json_response({"status": "ok"})
 
     router.add("GET", "/health", answer_health)
-
-
-def own_socket(config: Config, process: str) -> socket.socket:
-    """Return the listening unix socket of a process, mode 0600."""
-    path = config.socket_path(f"{process}{SOCKET_SUFFIX}")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound.bind(str(path))
-    path.chmod(0o600)
-    return bound
-
-
-def process_sockets(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"*{SOCKET_SUFFIX}.sock"))
 
 
 async def _fetch(path: Path) -> str | None:

@@ -34,6 +34,7 @@ from servicekit.service import exposition
 from servicekit.service.groups import SERVICE_RESOURCES, listener_serves
 from servicekit.service.listeners import bind_listener, tls_context
 from servicekit.service.protocol import Factory, Service, ServiceFailed
+from servicekit.service.sockets import SOCKET_SUFFIX, bind_process_socket
 
 log = get_logger("service")
 
@@ -172,7 +173,7 @@ class _Process:
         router.owner = None
         exposition.add_routes(router, self._config, self._name, self._health)
         own = HttpListener(exposition.own_routes(self._health, self._services), self._config.http)
-        await own.start(exposition.own_socket(self._config, self._name))
+        await own.start(bind_process_socket(self._config, self._name))
         self._listeners.append(own)
         sockets = self._sockets if self._sockets is not None else self._bind()
         for number, sock in sockets.items():
@@ -273,7 +274,7 @@ class _Process:
                     await service.stop()
             except Exception as error:
                 log.error("stop_failed", exc_info=error, service=service.name)
-        self._config.socket_path(f"{self._name}{exposition.SOCKET_SUFFIX}").unlink(missing_ok=True)
+        self._config.socket_path(f"{self._name}{SOCKET_SUFFIX}").unlink(missing_ok=True)
 
 
 def _wanted_services(resources: Sequence[str]) -> int:

@@ -117,7 +117,7 @@ class _Supervisor:
     def _child(self, group: ProcessGroup) -> Child:
         handed = {str(number): self._sockets[number].fileno() for number in group.listeners}
         environment = {**os.environ, ENV_SOCKETS: json.dumps(handed), ENV_PARENT: str(os.getpid())}
-        argv = [sys.executable, "-m", "servicekit.cli.main", "serve", group.name, ",".join(group.services)]
+        argv = [sys.executable, "-m", "servicekit.cli", "serve", group.name, ",".join(group.services)]
         return Child(group.name, [*argv, *self._arguments], environment, tuple(handed.values()))
 
     def _start(self, child: Child) -> None:
