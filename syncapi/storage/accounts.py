@@ -130,3 +130,18 @@ def load_account_entry(connection: Connection, user_id: str, type_: str, room_id
         (user_id, room_id, type_),
     )
     return None if found is None else found[0]
+
+
+def load_room_account_data(
+    connection: Connection, user_id: str, room_id: str, through: int
+) -> list[AccountDataSet]:
+    """Return all of a user's account data of one room."""
+    return [
+        AccountDataSet(*found)
+        for found in rows(
+            connection,
+            "SELECT user_id, room_id, type, content, position FROM account_data WHERE user_id = ?"
+            " AND room_id = ? AND position <= ? ORDER BY position, type",
+            (user_id, room_id, through),
+        )
+    ]

@@ -121,6 +121,16 @@ class _Builder:
         changed = [row.room_id for row in rows if self.since is None or row.position > self.since]
         histories = state.load_member_history(self.connection, changed, self.reader.user_id)
         newly_joined, newly_left = self._memberships(rows, histories)
+        if self.since is not None:
+            for room_id in newly_joined:
+                # Set while the client did not have the room, say before an earlier stay ended.
+                entries = accounts.load_room_account_data(
+                    self.connection, self.reader.user_id, room_id, self.through
+                )
+                if entries and filter_.room_account_data.passes_room(room_id):
+                    self.room_data[room_id] = render_account_data(
+                        entries, filter_.room_account_data, deleted=False
+                    )
         self._joined(joined, histories, newly_joined)
         if self.since is not None:
             self.answer.changed, self.answer.left = load_device_lists(
@@ -267,7 +277,10 @@ class _Builder:
             if rendered := render_receipts(room_receipts, reader):
                 ephemeral.append(rendered)
         data = self.room_data.get(row.room_id, [])
-        if not (full or timeline.events or chosen or ephemeral or data or room_receipts or summary):
+        has_read = row.read_position > (since or 0)
+        if not (
+            full or has_read or timeline.events or chosen or ephemeral or data or room_receipts or summary
+        ):
             return None
         return render_room(
             render_events(reader, past, timeline, chosen, state_key=request.state_key),

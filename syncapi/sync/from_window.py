@@ -138,13 +138,14 @@ def _room(
     room = window.rooms[room_id]
     events = _events(window, room, request, reader, since)
     ephemeral: list[bytes] = []
-    own_receipt = False
+    # Who has read further has other counts, even if nothing else is to be shown.
+    own_receipt = view.rooms[room_id].read_position > since
     if reader.filter.ephemeral.passes_room(room_id):
         if room_id in typing:
             ephemeral.append(typing[room_id])
         if room.receipts and room.receipts[-1].position > since:
             receipts = after(room.receipts, since)
-            own_receipt = any(receipt.user_id == reader.user_id for receipt in receipts)
+            own_receipt = own_receipt or any(receipt.user_id == reader.user_id for receipt in receipts)
             if rendered := _receipts(room, receipts, reader):
                 ephemeral.append(rendered)
     if events is None and not ephemeral and not data and not own_receipt:

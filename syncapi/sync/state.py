@@ -93,13 +93,24 @@ def select_state(
     """
     filter_ = reader.filter
     lazy = filter_.lazy_load_members
-    in_timeline = (
-        set() if state_after else {_key(event) for event in timeline.events if event.state_key is not None}
-    )
     if since is None:
-        chosen = _full(source, room_id, timeline, through, in_timeline, lazy)
+        now = source.full(room_id, through, members=not lazy)
+        if lazy and (users := _member_keys(timeline)):
+            now += source.members(room_id, users, through)
     else:
-        chosen = _changed(source, room_id, timeline, since, through, in_timeline)
+        now = source.changes(room_id, since, through)
+    if state_after:
+        chosen = now
+    else:
+        _drop_superseded(timeline, now)
+        in_timeline = {_key(event) for event in timeline.events if event.state_key is not None}
+        chosen = [event for event in now if _key(event) not in in_timeline]
+        if in_timeline and since is None:
+            chosen += source.entries(room_id, sorted(in_timeline), timeline.start)
+        elif in_timeline and since is not None and not timeline.complete:
+            # Only before the timeline's start can these keys have had another new value.
+            before = source.changes(room_id, since, timeline.start)
+            chosen += [event for event in before if _key(event) in in_timeline]
     if lazy:
         have = {event.state_key for event in chosen if event.type == MEMBER}
         needed = {event.sender for event in timeline.events} | set(heroes)
@@ -122,35 +133,27 @@ def select_state(
     return chosen
 
 
-def _changed(
-    source: Source,
-    room_id: str,
-    timeline: Timeline,
-    since: int,
-    through: int,
-    in_timeline: set[tuple[str, str]],
-) -> list[StoredEvent]:
-    chosen = [event for event in source.changes(room_id, since, through) if _key(event) not in in_timeline]
-    if in_timeline and not timeline.complete:
-        # Only before the timeline's start can these keys have had another new value.
-        chosen += [
-            event for event in source.changes(room_id, since, timeline.start) if _key(event) in in_timeline
-        ]
-    return chosen
+def _member_keys(timeline: Timeline) -> list[str]:
+    return sorted({event.state_key for event in timeline.events if event.type == MEMBER and event.state_key})
 
 
-def _full(
-    source: Source,
-    room_id: str,
-    timeline: Timeline,
-    through: int,
-    in_timeline: set[tuple[str, str]],
-    lazy: bool,
-) -> list[StoredEvent]:
-    chosen = [
-        event for event in source.full(room_id, through, members=not lazy) if _key(event) not in in_timeline
+def _drop_superseded(timeline: Timeline, now: Iterable[StoredEvent]) -> None:
+    """Take state events out of a timeline that would leave the client with a state that does not hold.
+
+    Such a one lost in state resolution, or what followed it is hidden from the reader. Clients that apply the
+    timeline to their state would believe it; the entry that holds is sent as state instead.
+    """
+    last = {_key(event): event.event_id for event in timeline.events if event.state_key is not None}
+    if not last:
+        return
+    holds = {_key(event): event.event_id for event in now}
+    wrong = {key for key, event_id in last.items() if holds.get(key) != event_id}
+    if not wrong:
+        return
+    first = timeline.events[0]
+    timeline.events = [
+        event for event in timeline.events if event.state_key is None or _key(event) not in wrong
     ]
-    keys = sorted(key for key in in_timeline if not (lazy and key[0] == MEMBER))
-    if keys:
-        chosen += source.entries(room_id, keys, timeline.start)
-    return chosen
+    timeline.complete = False
+    if timeline.events and timeline.events[0] is not first:
+        timeline.start = timeline.events[0].position - 1

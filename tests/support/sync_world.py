@@ -62,11 +62,23 @@ class SyncWorld:
     Args:
         url: an empty database.
         use_window: whether answers may come from memory.
+        cache_seconds: how long answers are kept for repeated requests.
+        migrated_file: set: the tables are there already.
     """
 
-    def __init__(self, url: str, *, use_window: bool = True, cache_seconds: float = 0) -> None:
-        self.database = Database(url, metadata, "syncapi.storage.migrations", durability="relaxed")
-        self.database.migrate()
+    def __init__(
+        self,
+        url: str,
+        *,
+        use_window: bool = True,
+        cache_seconds: float = 0,
+        migrated_file: bool | None = None,
+    ) -> None:
+        self.database = Database(
+            url, metadata, "syncapi.storage.migrations", durability="relaxed", reader_threads=1
+        )
+        if migrated_file is None:
+            self.database.migrate()
         self.applier = Applier(lambda user: user.endswith(":here"))
         self.window = Window()
         self.live = Live()
@@ -312,7 +324,7 @@ class Room:
             depth=depth,
             origin_server_ts=pdu["origin_server_ts"],
             placement=placement,
-            visibility=output_pb2.Visibility(history_visibility=visible["history_visibility"]),
+            visibility=output_pb2.Visibility(history_visibility=visible.get("history_visibility", "shared")),
             participation=1,
         )
         if txn is not None:
