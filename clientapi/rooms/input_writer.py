@@ -5,6 +5,9 @@
        │         └ none in time, or the connection broke ──┘    │ nobody answers until the deadline
        └ refused, no connection ──► settled: NOT_STORED         └──► settled: LOST
 
+Whether a message without an ack was stored, nobody can say; it is published again as it was until there is an
+ack. If it is there twice, the second is judged DUPLICATE.
+
 Callbacks, not tasks: nothing here waits on the way of a message that meets no trouble.
 """
 
@@ -76,7 +79,17 @@ class PendingEntry:
 class PendingMessage:
     """One INPUT message under way."""
 
-    __slots__ = ("deadline_s", "entries", "input_sequence", "left", "on_settled", "room_id", "timer")
+    __slots__ = (
+        "data",
+        "deadline_s",
+        "entries",
+        "input_sequence",
+        "left",
+        "on_settled",
+        "publishing",
+        "room_id",
+        "timer",
+    )
 
     def __init__(
         self,
@@ -91,6 +104,9 @@ class PendingMessage:
         self.on_settled = on_settled
         self.left = len(entries)
         self.input_sequence = 0
+        self.data = b""
+        # Its ack, or the news that there is none, is still to come.
+        self.publishing = False
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -154,16 +170,23 @@ class InputWriter:
             built_on = (entry.event_id,)
         loop = asyncio.get_running_loop()
         message.timer = loop.call_later(VERDICT_TIMEOUT_S, self._on_timeout, message)
+        message.data = proto.SerializeToString()
+        self._publish(message)
+
+    def _publish(self, message: PendingMessage) -> None:
+        message.publishing = True
         subject = room_input_subject(message.room_id, self.connection.partitions)
-        self.connection.publish_callback(subject, proto.SerializeToString(), partial(self._on_ack, message))
+        self.connection.publish_callback(subject, message.data, partial(self._on_ack, message))
 
     def _on_ack(self, message: PendingMessage, sequence: int, error: LogError | None) -> None:
+        message.publishing = False
         if error is None:
             message.input_sequence = sequence
             fault_point("input.after_ack")
         elif message.left == 0:
             return  # the verdicts were quicker than the news that the ack is lost
-        elif isinstance(error, PublishTimeout):
+        elif isinstance(error, PublishTimeout) or message.timer is None:
+            # The second case: an earlier try may be stored, though this one is not.
             self._start_recovery(message)
         else:
             log.warning("input_refused", room_id=message.room_id, error=str(error))
@@ -237,6 +260,8 @@ class InputWriter:
                         # It was judged and nothing was kept: stale, or refused.
                         self._settle(entry, Unsettled.NOT_STORED)
                         break
+                    if not message.publishing and self.connection.connected:
+                        self._publish(message)
                 await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), max(left_s, 0.0)))  # noqa: S311
                 pause_s = min(pause_s * 2, RETRY_MAX_S)
 
