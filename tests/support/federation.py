@@ -1,0 +1,70 @@
+"""Homeservers that speak to each other over TLS on loopback, with a CA of the test."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arbor.federation.v1 import federation_pb2_grpc
+from servicekit.config import load_config
+from servicekit.grpc import channel_to
+from tests.support.arbor_server import ArborServer, merge
+from tests.support.ports import free_port
+from tests.support.tls_ca import TestCa
+
+T = TypeVar("T")
+
+
+def federated_arbor(
+    folder: Path, ca: TestCa, *, port: int | None = None, config: dict[str, Any] | None = None
+) -> ArborServer:
+    """An Arbor called `localhost:<port>`, which serves federation there with a certificate of `ca`."""
+    port = port or free_port()
+    certificate = ca.issue("localhost", "127.0.0.1", file_name=f"server-{port}")
+    settings: dict[str, Any] = {
+        "listeners": [
+            {"host": "127.0.0.1", "port": 0, "resources": ["client", "media", "admin"]},
+            {
+                "host": "127.0.0.1",
+                "port": port,
+                "resources": ["federation"],
+                "tls": {
+                    "certificate_path": str(certificate.certificate_path),
+                    "private_key_path": str(certificate.private_key_path),
+                },
+            },
+            {"host": "127.0.0.1", "port": 0, "resources": ["metrics"]},
+        ],
+        "federation": {"trusted_ca_paths": [str(ca.ca_path)], "ip_denylist": []},
+        "room_directory": {"public_over_federation": True},
+    }
+    return ArborServer(folder, f"localhost:{port}", config=merge(settings, config or {}))
+
+
+async def until(
+    look: Callable[[], Awaitable[T | None]], what: str, *, timeout_s: float = 20.0, every_s: float = 0.1
+) -> T:
+    """Look again and again until there is something (not None, not False), and return it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = await look()
+        if found is not None and found is not False:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def federation_of(
+    server: ArborServer,
+) -> AsyncIterator["federation_pb2_grpc.FederationServiceAsyncStub"]:
+    """The federation service of a running Arbor, as its other services call it."""
+    config = load_config(server.config_path, {})
+    channel = channel_to(config, "federation", caller="clientapi")
+    try:
+        yield federation_pb2_grpc.FederationServiceStub(channel)
+    finally:
+        await channel.close()
