@@ -16,9 +16,8 @@ def dead_letters(config: Config, service: str) -> list[dict[str, Any]]:
     """Return a service's dead letters as rows; empty where it has no database or no such table."""
     table = add_log_tables(new_metadata()).dead_letter
     url = config.database_url(service)
-    if url.startswith("sqlite:///"):
-        if not Path(url.removeprefix("sqlite:///")).exists():
-            return []
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []
     engine = create_engine(url, role="reader")
     try:
         with engine.connect() as connection, connection.begin():

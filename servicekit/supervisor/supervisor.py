@@ -13,6 +13,7 @@ and ends the children in the order in which work flows: edges, then the RoomServ
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -132,8 +133,8 @@ class _Supervisor:
             scheme = "https" if listener["tls"] else "http"
             host = f"[{listener['host']}]" if ":" in listener["host"] else listener["host"]
             self._say(f"  {scheme}://{host}:{listener['port']}  {', '.join(listener['resources'])}")
-        given = "".join(f" {argument}" for argument in self._arguments)
-        self._say(f"Make the first user with: arbor user create NAME --admin{given}")
+        command = shlex.join(["arbor", "user", "create", "NAME", "--admin", *self._arguments])
+        self._say(f"Make the first user with: {command}")
 
     def _say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
