@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
+from yarl import URL
 
 from arbor.roomserver.v1 import query_pb2_grpc
 from clientapi.service import ClientApi
@@ -81,9 +82,8 @@ class Client:
         options: dict[str, Any] = {"json": body} if body is not None else {}
         if data is not None:
             options = {"data": data}
-        async with self._session.request(
-            method, self._base + path, headers=headers, params=query, **options
-        ) as response:
+        url = URL(self._base + path, encoded=True) if "%" in path else self._base + path
+        async with self._session.request(method, url, headers=headers, params=query, **options) as response:
             return response.status, await response.json(content_type=None)
 
     async def ok(self, method: str, path: str, body: Any = None, **query: str) -> Any:

@@ -1,0 +1,175 @@
+"""Join, leave, invite, kick, ban, unban, knock, forget; restricted rooms; aliases and the directory."""
+
+from typing import Any
+
+import pytest
+
+from arbor.log.v1 import output_pb2
+from clientapi.storage.tables import outbox_tables
+from servicekit.log.outbox import Outbox
+from tests.support.clientapi_alone import Client, World
+from tests.support.fake_roomserver import FakeRoom
+
+
+async def make(world: World, user: Client, **body: Any) -> FakeRoom:
+    answer = await user.ok("POST", "/createRoom", body)
+    return world.roomserver.rooms[answer["room_id"]]
+
+
+def membership(room: FakeRoom, user: Client) -> str | None:
+    return room.state[("m.room.member", user.user_id)].membership
+
+
+async def test_invite_join_leave_kick_ban_unban(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice)
+    path = f"/rooms/{room.room_id}"
+    target = {"user_id": bob.user_id, "reason": "so"}
+    await alice.ok("POST", f"{path}/invite", target)
+    assert room.state[("m.room.member", bob.user_id)].content == {"membership": "invite", "reason": "so"}
+    await bob.ok("POST", f"{path}/leave")
+    assert membership(room, bob) == "leave"
+    assert await bob.fails("POST", f"{path}/join") == (403, "M_FORBIDDEN")
+    await alice.ok("POST", f"{path}/invite", target)
+    await bob.ok("POST", f"{path}/join", {"reason": "hello"})
+    count = len(room.order)
+    await bob.ok("POST", f"{path}/join")
+    assert len(room.order) == count
+    assert await bob.fails("POST", f"{path}/kick", {"user_id": alice.user_id}) == (403, "M_FORBIDDEN")
+    await alice.ok("POST", f"{path}/kick", target)
+    assert membership(room, bob) == "leave"
+    assert await alice.fails("POST", f"{path}/kick", target) == (403, "M_FORBIDDEN")
+    assert await alice.fails("POST", f"{path}/unban", target) == (403, "M_FORBIDDEN")
+    await alice.ok("POST", f"{path}/ban", target)
+    assert await bob.fails("POST", f"{path}/leave") == (403, "M_FORBIDDEN")
+    assert await alice.fails("POST", f"{path}/invite", target) == (403, "M_FORBIDDEN")
+    await alice.ok("POST", f"{path}/unban", target)
+    assert membership(room, bob) == "leave"
+    for endpoint in ("invite", "kick", "ban", "unban"):
+        assert await alice.fails("POST", f"{path}/{endpoint}", {}) == (400, "M_MISSING_PARAM")
+        assert await alice.fails("POST", f"{path}/{endpoint}", {"user_id": "x"}) == (400, "M_INVALID_PARAM")
+        assert await alice.fails("POST", f"{path}/{endpoint}", {"user_id": 7}) == (400, "M_BAD_JSON")
+    third = {"medium": "email", "address": "a@b.c", "id_server": "x"}
+    assert await alice.fails("POST", f"{path}/invite", third) == (403, "M_THREEPID_DENIED")
+    assert await alice.fails("POST", "/rooms/!" + "A" * 43 + "/leave") == (404, "M_NOT_FOUND")
+
+
+async def test_knock(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
+    room = await make(world, alice, initial_state=[rules], room_alias_name="door")
+    await bob.ok("POST", "/knock/%23door:here.example", {"reason": "let me in"})
+    assert membership(room, bob) == "knock"
+    await alice.ok("POST", f"/rooms/{room.room_id}/invite", {"user_id": bob.user_id})
+    await bob.ok("POST", f"/join/{room.room_id}")
+    closed = await make(world, alice)
+    assert await bob.fails("POST", f"/knock/{closed.room_id}") == (403, "M_FORBIDDEN")
+
+
+@pytest.mark.parametrize("version", ["8", "10", "12"])
+async def test_restricted_rooms(world: World, version: str) -> None:
+    alice, bob, carol = [await world.user() for _ in range(3)]
+    space = await make(world, alice, preset="public_chat")
+    allow = [{"type": "m.room_membership", "room_id": space.room_id}]
+    rules = {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
+    room = await make(world, alice, room_version=version, initial_state=[rules])
+    await bob.ok("POST", f"/join/{space.room_id}")
+    await bob.ok("POST", f"/join/{room.room_id}")
+    content = room.state[("m.room.member", bob.user_id)].content
+    assert content["join_authorised_via_users_server"] == alice.user_id
+    assert await carol.fails("POST", f"/join/{room.room_id}") == (403, "M_FORBIDDEN")
+    await alice.ok("POST", f"/rooms/{room.room_id}/invite", {"user_id": carol.user_id})
+    await carol.ok("POST", f"/join/{room.room_id}")
+
+
+async def test_forgetting_is_told_and_ends_with_a_new_join(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, preset="public_chat")
+    path = f"/rooms/{room.room_id}"
+    assert await bob.fails("POST", f"{path}/forget") == (404, "M_NOT_FOUND")
+    await bob.ok("POST", f"{path}/join")
+    assert await bob.fails("POST", f"{path}/forget") == (400, "M_UNKNOWN")
+    await bob.ok("POST", f"{path}/leave")
+    for _ in range(2):
+        await bob.ok("POST", f"{path}/forget")
+    assert await told(world, "room_forgotten") == [(bob.user_id, room.room_id)]
+    await bob.ok("POST", f"{path}/join")
+    await bob.ok("POST", f"{path}/leave")
+    await bob.ok("POST", f"{path}/forget")
+    assert len(await told(world, "room_forgotten")) == 2
+
+
+async def told(world: World, kind: str) -> list[tuple[str, str]]:
+    """(user, room) of everything of a kind in the outbox."""
+    entries = await world.service._db.read(Outbox(outbox_tables).load)
+    messages = [output_pb2.OutputMessage.FromString(entry.data) for entry in entries]
+    for entry, message in zip(entries, messages, strict=True):
+        assert (message.stamp.partition, message.stamp.output_no) == (entry.partition, entry.output_no)
+    return [
+        (message.user_id, getattr(entry, kind).room_id)
+        for message in messages
+        for entry in message.entries
+        if entry.WhichOneof("kind") == kind
+    ]
+
+
+async def test_aliases(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, preset="public_chat")
+    path, body = "/directory/room/%23tea:here.example", {"room_id": room.room_id}
+    assert await bob.fails("PUT", path, body) == (403, "M_FORBIDDEN")
+    await alice.ok("PUT", path, body)
+    assert await alice.fails("PUT", path, body) == (409, "M_UNKNOWN")
+    assert await alice.fails("PUT", "/directory/room/%23tea:elsewhere", body) == (400, "M_INVALID_PARAM")
+    assert await alice.fails("PUT", "/directory/room/tea", body) == (400, "M_INVALID_PARAM")
+    assert await alice.fails("PUT", path, {}) == (400, "M_MISSING_PARAM")
+    await bob.ok("POST", "/join/%23tea:here.example")
+    listed = await bob.ok("GET", f"/rooms/{room.room_id}/aliases")
+    assert listed == {"aliases": ["#tea:here.example"]}
+    state = f"/rooms/{room.room_id}/state/m.room.canonical_alias"
+    await alice.ok("PUT", state, {"alias": "#tea:here.example"})
+    assert await bob.fails("DELETE", path) == (403, "M_FORBIDDEN")
+    await alice.ok("DELETE", path)
+    assert room.state[("m.room.canonical_alias", "")].content == {}
+    assert await alice.fails("GET", path) == (404, "M_NOT_FOUND")
+    assert await alice.fails("DELETE", path) == (404, "M_NOT_FOUND")
+    await bob.ok("POST", f"/rooms/{room.room_id}/leave")
+    assert await bob.fails("GET", f"/rooms/{room.room_id}/aliases") == (403, "M_FORBIDDEN")
+
+
+async def test_the_directory(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    big = await make(world, alice, visibility="public", name="Big Tea", topic="about tea")
+    small = await make(world, alice, preset="public_chat", name="Small")
+    space = {"type": "m.space"}
+    hidden = await make(world, alice, visibility="public", name="Space", creation_content=space)
+    await bob.ok("POST", f"/join/{big.room_id}")
+    listed = f"/directory/list/room/{small.room_id}"
+    assert await bob.ok("GET", listed) == {"visibility": "private"}
+    assert await bob.fails("PUT", listed, {"visibility": "public"}) == (403, "M_FORBIDDEN")
+    assert await alice.fails("PUT", listed, {"visibility": "x"}) == (400, "M_INVALID_PARAM")
+    await alice.ok("PUT", listed, {"visibility": "public"})
+    assert await bob.ok("GET", listed) == {"visibility": "public"}
+    page = await bob.ok("GET", "/publicRooms", limit="1")
+    assert page["total_room_count_estimate"] == 3
+    assert page["chunk"] == [
+        {
+            "room_id": big.room_id,
+            "num_joined_members": 2,
+            "world_readable": False,
+            "guest_can_join": False,
+            "join_rule": "public",
+            "name": "Big Tea",
+            "topic": "about tea",
+        }
+    ]
+    rest = await bob.ok("GET", "/publicRooms", since=page["next_batch"])
+    assert {entry["room_id"] for entry in rest["chunk"]} == {small.room_id, hidden.room_id}
+    found = await bob.ok("POST", "/publicRooms", {"filter": {"generic_search_term": "TEA"}})
+    assert [entry["room_id"] for entry in found["chunk"]] == [big.room_id]
+    spaces = await bob.ok("POST", "/publicRooms", {"filter": {"room_types": ["m.space"]}})
+    assert [entry["room_id"] for entry in spaces["chunk"]] == [hidden.room_id]
+    plain = await bob.ok("POST", "/publicRooms", {"filter": {"room_types": [None]}})
+    assert len(plain["chunk"]) == 2
+    assert await bob.fails("GET", "/publicRooms", since="x") == (400, "M_INVALID_PARAM")
+    assert await world.client().fails("GET", "/publicRooms") == (401, "M_MISSING_TOKEN")

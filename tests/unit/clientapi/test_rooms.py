@@ -1,0 +1,302 @@
+"""createRoom with its presets and options, state, redactions, upgrades."""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from matrixlib.room_versions import ROOM_VERSIONS
+from tests.support.clientapi_alone import Client, World
+from tests.support.fake_roomserver import FakeRoom
+
+
+async def make(world: World, user: Client, **body: Any) -> FakeRoom:
+    answer = await user.ok("POST", "/createRoom", body)
+    return world.roomserver.rooms[answer["room_id"]]
+
+
+def content(room: FakeRoom, type_: str, state_key: str = "") -> Any:
+    return room.state[(type_, state_key)].content
+
+
+@pytest.mark.parametrize("version", list(ROOM_VERSIONS))
+async def test_a_room_of_every_version(world: World, version: str) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, room_version=version, preset="public_chat", topic="t")
+    assert content(room, "m.room.create")["room_version"] == version
+    assert ("creator" in content(room, "m.room.create")) == (int(version) <= 10)
+    await bob.ok("POST", f"/rooms/{room.room_id}/join")
+    sent = await bob.ok("PUT", f"/rooms/{room.room_id}/send/m.room.message/t", {"body": "x"})
+    target = quote(sent["event_id"], safe="$:")  # ids of version 3 hold slashes
+    redaction = await alice.ok("PUT", f"/rooms/{room.room_id}/redact/{target}/t", {})
+    assert room.events[redaction["event_id"]].redacts == sent["event_id"]
+    assert world.roomserver.stale == 0
+
+
+async def test_presets(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    private = await make(world, alice)
+    assert content(private, "m.room.join_rules") == {"join_rule": "invite"}
+    assert content(private, "m.room.history_visibility") == {"history_visibility": "shared"}
+    assert content(private, "m.room.guest_access") == {"guest_access": "can_join"}
+    public = await make(world, alice, visibility="public")
+    assert content(public, "m.room.join_rules") == {"join_rule": "public"}
+    assert content(public, "m.room.guest_access") == {"guest_access": "forbidden"}
+    trusted = await make(world, alice, preset="trusted_private_chat", invite=[bob.user_id], is_direct=True)
+    assert content(trusted, "m.room.create")["additional_creators"] == [bob.user_id]
+    assert content(trusted, "m.room.member", bob.user_id)["is_direct"] is True
+    older = await make(world, alice, preset="trusted_private_chat", invite=[bob.user_id], room_version="11")
+    assert content(older, "m.room.power_levels")["users"] == {alice.user_id: 100, bob.user_id: 100}
+
+
+async def test_version_12_rooms(world: World) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    create = room.state[("m.room.create", "")]
+    assert room.room_id == "!" + create.event_id[1:]
+    levels = content(room, "m.room.power_levels")
+    assert levels["users"] == {}
+    assert levels["events"]["m.room.tombstone"] == 150
+    # Creators may not be listed.
+    refused = {"power_level_content_override": {"users": {alice.user_id: 100}}}
+    assert await alice.fails("POST", "/createRoom", refused) == (400, "M_INVALID_ROOM_STATE")
+
+
+async def test_all_options_in_the_specifications_order(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    await alice.ok("PUT", f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
+    room = await make(
+        world,
+        alice,
+        name="Name",
+        topic="Topic",
+        room_alias_name="tea",
+        invite=[bob.user_id],
+        creation_content={"type": "m.space", "creator": "@evil:x", "room_version": "1"},
+        initial_state=[
+            {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}},
+            {
+                "type": "m.room.history_visibility",
+                "state_key": "",
+                "content": {"history_visibility": "joined"},
+            },
+            {"type": "m.room.name", "content": {"name": "not this"}},
+        ],
+        power_level_content_override={"events_default": 10},
+    )
+    assert [room.events[event_id].type for event_id in room.order] == [
+        "m.room.create",
+        "m.room.member",
+        "m.room.power_levels",
+        "m.room.canonical_alias",
+        "m.room.join_rules",
+        "m.room.guest_access",
+        "m.room.encryption",
+        "m.room.history_visibility",
+        "m.room.name",
+        "m.room.topic",
+        "m.room.member",
+    ]
+    assert content(room, "m.room.create") == {"type": "m.space", "room_version": "12"}
+    assert content(room, "m.room.name") == {"name": "Name"}
+    assert content(room, "m.room.topic") == {"topic": "Topic", "m.topic": {"m.text": [{"body": "Topic"}]}}
+    assert content(room, "m.room.history_visibility") == {"history_visibility": "joined"}
+    assert content(room, "m.room.power_levels")["events_default"] == 10
+    assert content(room, "m.room.member", alice.user_id)["displayname"] == "Alice"
+    resolved = await world.client().ok("GET", "/directory/room/%23tea:here.example")
+    assert resolved == {"room_id": room.room_id, "servers": ["here.example"]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ({"type": "m.room.member", "state_key": "@x:here.example", "content": {"membership": "join"}}, None),
+        ({"type": "m.room.create", "content": {}}, None),
+        ({"type": "m.room.power_levels", "content": {"users": {"@a:b": "100"}}}, None),
+        ({"type": "t", "state_key": "@other:here.example", "content": {}}, None),
+        ({"type": "t", "content": {"pi": 3.14}}, (400, "M_BAD_JSON")),
+        ({"type": "t", "content": {"big": 2**60}}, (400, "M_BAD_JSON")),
+        ({"type": "t", "content": {"long": "x" * 70_000}}, (413, "M_TOO_LARGE")),
+        ({"type": "t" * 300, "content": {}}, (413, "M_TOO_LARGE")),
+        ({"type": "t"}, (400, "M_MISSING_PARAM")),
+        ({"content": {}}, (400, "M_MISSING_PARAM")),
+        ({"type": "t", "content": []}, (400, "M_BAD_JSON")),
+        ("x", (400, "M_BAD_JSON")),
+    ],
+)
+async def test_one_bad_initial_state_event_leaves_no_trace_of_the_room(
+    world: World, bad: Any, error: tuple[int, str] | None
+) -> None:
+    alice = await world.user()
+    body = {
+        "room_alias_name": "gone",
+        "visibility": "public",
+        "initial_state": [{"type": "fine", "content": {}}, bad],
+    }
+    assert await alice.fails("POST", "/createRoom", body) == (error or (400, "M_INVALID_ROOM_STATE"))
+    assert not world.roomserver.rooms
+    assert not world.roomserver.batches
+    assert await alice.fails("GET", "/directory/room/%23gone:here.example") == (404, "M_NOT_FOUND")
+    assert (await alice.ok("GET", "/publicRooms"))["chunk"] == []
+    del body["initial_state"][1]  # type: ignore[attr-defined]
+    await alice.ok("POST", "/createRoom", body)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"room_version": "99"}, (400, "M_UNSUPPORTED_ROOM_VERSION")),
+        ({"room_version": 12}, (400, "M_BAD_JSON")),
+        ({"preset": "cosy"}, (400, "M_INVALID_PARAM")),
+        ({"visibility": "hidden"}, (400, "M_INVALID_PARAM")),
+        ({"invite": ["bob"]}, (400, "M_INVALID_PARAM")),
+        ({"invite": "@bob:here.example"}, (400, "M_BAD_JSON")),
+        ({"invite": ["@bob:elsewhere.example"]}, (403, "M_FORBIDDEN")),
+        ({"invite_3pid": [{"medium": "email"}]}, (403, "M_THREEPID_DENIED")),
+        ({"room_alias_name": "with space"}, (400, "M_INVALID_PARAM")),
+        ({"room_alias_name": "#a:b"}, (400, "M_INVALID_PARAM")),
+        ({"name": 7}, (400, "M_BAD_JSON")),
+        ({"creation_content": []}, (400, "M_BAD_JSON")),
+        ({"creation_content": {"additional_creators": ["x"]}}, (400, "M_INVALID_ROOM_STATE")),
+        ({"power_level_content_override": {"ban": "50"}}, (400, "M_INVALID_ROOM_STATE")),
+        ({"is_direct": "yes"}, (400, "M_BAD_JSON")),
+    ],
+)
+async def test_bad_rooms(world: World, body: dict[str, Any], error: tuple[int, str]) -> None:
+    alice = await world.user()
+    assert await alice.fails("POST", "/createRoom", body) == error
+    assert not world.roomserver.batches
+
+
+async def test_a_taken_alias_refuses_the_whole_room(world: World) -> None:
+    alice = await world.user()
+    await make(world, alice, room_alias_name="one")
+    assert await alice.fails("POST", "/createRoom", {"room_alias_name": "one"}) == (400, "M_ROOM_IN_USE")
+    assert len(world.roomserver.rooms) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("send/m.room.message/t", {"pi": 1.5}, (400, "M_BAD_JSON")),
+        ("send/m.room.message/t", {"n": 2**53}, (400, "M_BAD_JSON")),
+        ("send/m.room.message/t", {"body": "x" * 66_000}, (413, "M_TOO_LARGE")),
+        ("send/" + "t" * 256 + "/t", {}, (413, "M_TOO_LARGE")),
+        ("send/m.room.message/" + "t" * 256, {}, (400, "M_INVALID_PARAM")),
+        ("send/m.room.redaction/t", {}, (400, "M_MISSING_PARAM")),
+        ("state/m.room.member/@x:y", {}, (400, "M_BAD_JSON")),
+        ("state/m.room.member/x", {"membership": "join"}, (400, "M_INVALID_PARAM")),
+        ("state/m.room.create", {}, (403, "M_FORBIDDEN")),
+        ("state/m.room.canonical_alias", {"alias": "#no:here.example"}, (400, "M_BAD_ALIAS")),
+        ("state/m.room.canonical_alias", {"alias": "no"}, (400, "M_INVALID_PARAM")),
+        ("state/m.room.canonical_alias", {"alt_aliases": "no"}, (400, "M_BAD_JSON")),
+        ("state/m.room.power_levels", {"users_default": "100"}, (403, "M_FORBIDDEN")),
+        ("redact/nonsense/t", {}, (400, "M_INVALID_PARAM")),
+        ("redact/$unknown/t", {}, (404, "M_NOT_FOUND")),
+        ("redact/$unknown/t", {"reason": 7}, (400, "M_BAD_JSON")),
+        ("state/%ff", {}, (400, "M_INVALID_PARAM")),
+    ],
+)
+async def test_bad_events(world: World, path: str, body: Any, error: tuple[int, str]) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    count = len(room.order)
+    assert await alice.fails("PUT", f"/rooms/{room.room_id}/{path}", body) == error
+    assert len(room.order) == count
+    # The room is none the worse for it.
+    await alice.ok("PUT", f"/rooms/{room.room_id}/send/m.room.message/ok", {"body": "x"})
+    assert len(room.extremities) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"{", (400, "M_NOT_JSON")),
+        (b"", (400, "M_NOT_JSON")),
+        (b"[]", (400, "M_BAD_JSON")),
+        (b'{"a": NaN}', (400, "M_NOT_JSON")),
+        (b'{"a": "\xff"}', (400, "M_NOT_JSON")),
+        (b'{"a": "\\ud800"}', (400, "M_NOT_JSON")),
+        (b'{"a":' * 150 + b"1" + b"}" * 150, (400, "M_BAD_JSON")),
+    ],
+)
+async def test_bodies_that_are_no_event(world: World, data: bytes, error: tuple[int, str]) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    path = f"/rooms/{room.room_id}/send/m.room.message/t"
+    status, answer = await alice("PUT", path, data=data)
+    assert (status, answer["errcode"]) == error
+
+
+async def test_rooms_one_is_not_in_or_that_are_not_there(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice)
+    unknown = "!" + "A" * 43
+    for room_id in (room.room_id, unknown, "!x:elsewhere.example"):
+        send = f"/rooms/{room_id}/send/m.room.message/t"
+        assert await bob.fails("PUT", send, {"body": "x"}) == (403, "M_FORBIDDEN")
+        state = f"/rooms/{room_id}/state/m.room.topic"
+        assert await bob.fails("PUT", state, {"topic": "x"}) == (403, "M_FORBIDDEN")
+    assert await bob.fails("POST", f"/join/{room.room_id}") == (403, "M_FORBIDDEN")
+    assert await bob.fails("POST", f"/join/{unknown}") == (404, "M_NOT_FOUND")
+    assert await bob.fails("POST", "/join/%23no:here.example") == (404, "M_NOT_FOUND")
+    assert await bob.fails("POST", "/join/nonsense") == (400, "M_INVALID_PARAM")
+    assert await bob.fails("PUT", "/rooms/nonsense/send/m.room.message/t", {}) == (400, "M_INVALID_PARAM")
+
+
+async def test_only_some_may_redact(world: World) -> None:
+    alice, bob, carol = [await world.user() for _ in range(3)]
+    room = await make(world, alice, preset="public_chat")
+    path = f"/rooms/{room.room_id}"
+    for user in (bob, carol):
+        await user.ok("POST", f"{path}/join")
+    event_id = (await bob.ok("PUT", f"{path}/send/m.room.message/t", {"body": "x"}))["event_id"]
+    assert await carol.fails("PUT", f"{path}/redact/{event_id}/t", {}) == (403, "M_FORBIDDEN")
+    await bob.ok("PUT", f"{path}/redact/{event_id}/t2", {"reason": "mine"})
+    await alice.ok("PUT", f"{path}/redact/{event_id}/t", {})
+    # The newer form, by /send.
+    sent = await alice.ok("PUT", f"{path}/send/m.room.redaction/t9", {"redacts": event_id, "reason": "r"})
+    assert room.events[sent["event_id"]].content == {"redacts": event_id, "reason": "r"}
+
+
+async def test_the_same_state_again_is_judged_by_the_roomserver(world: World) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    path = f"/rooms/{room.room_id}/state/m.room.topic/"
+    await alice.ok("PUT", path, {"topic": "a"})
+    await alice.ok("PUT", path, {"topic": "b"})
+    await alice.ok("PUT", f"/rooms/{room.room_id}/state/custom/key%2Fslash", {"a": 1})
+    assert content(room, "custom", "key/slash") == {"a": 1}
+    assert content(room, "m.room.topic") == {"topic": "b"}
+
+
+@pytest.mark.parametrize(("old", "new"), [("10", "11"), ("11", "12"), ("12", "12"), ("12", "10")])
+async def test_upgrade(world: World, old: str, new: str) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, room_version=old, name="Name", room_alias_name="up", visibility="public")
+    await bob.ok("POST", f"/rooms/{room.room_id}/join")
+    await alice.ok("POST", f"/rooms/{room.room_id}/ban", {"user_id": "@bad:here.example"})
+    assert await bob.fails("POST", f"/rooms/{room.room_id}/upgrade", {"new_version": new}) == (
+        403,
+        "M_FORBIDDEN",
+    )
+    answer = await alice.ok("POST", f"/rooms/{room.room_id}/upgrade", {"new_version": new})
+    successor = world.roomserver.rooms[answer["replacement_room"]]
+    assert content(room, "m.room.tombstone")["replacement_room"] == successor.room_id
+    assert content(successor, "m.room.create")["predecessor"]["room_id"] == room.room_id
+    assert content(successor, "m.room.create")["room_version"] == new
+    assert content(successor, "m.room.name") == {"name": "Name"}
+    assert content(successor, "m.room.join_rules") == {"join_rule": "public"}
+    assert content(successor, "m.room.member", "@bad:here.example")["membership"] == "ban"
+    assert content(successor, "m.room.canonical_alias") == {"alias": "#up:here.example"}
+    assert (await alice.ok("GET", "/directory/room/%23up:here.example"))["room_id"] == successor.room_id
+    listed = (await alice.ok("GET", "/publicRooms"))["chunk"]
+    assert [entry["room_id"] for entry in listed] == [successor.room_id]
+    # Nobody without power talks in the old room any more.
+    old_send = f"/rooms/{room.room_id}/send/m.room.message/t"
+    assert await bob.fails("PUT", old_send, {"body": "x"}) == (403, "M_FORBIDDEN")
+    await alice.ok("PUT", f"/rooms/{successor.room_id}/state/m.room.topic", {"topic": "x"})
+    assert await alice.fails("POST", f"/rooms/{room.room_id}/upgrade", {"new_version": "99"}) == (
+        400,
+        "M_UNSUPPORTED_ROOM_VERSION",
+    )
