@@ -31,17 +31,26 @@ def auth_chain_difference(state_sets: Sequence[Collection[str]], links: Links) -
     """
     if len(state_sets) < 2:
         return set()
-    everywhere = (1 << len(state_sets)) - 1
+    # What every set holds, and all behind it, is in every chain: walked plainly, and a wall for the walk
+    # below.
+    common = set(state_sets[0]).intersection(*state_sets[1:])
+    everywhere = common | auth_chain(common, links)
+    all_marks = (1 << len(state_sets)) - 1
     reached: dict[str, int] = {}
     for index, state_set in enumerate(state_sets):
         for event_id in state_set:
-            reached[event_id] = reached.get(event_id, 0) | (1 << index)
+            if event_id not in everywhere:
+                reached[event_id] = reached.get(event_id, 0) | (1 << index)
+
+    def outside(event_id: str) -> list[str]:
+        return [link for link in links(event_id) if link not in everywhere]
+
     # Pass each event's marks on to what it links to, later events first.
-    for event_id in reversed(_links_first(list(reached), links)):
+    for event_id in reversed(_links_first(list(reached), outside)):
         marks = reached[event_id]
-        for link in links(event_id):
+        for link in outside(event_id):
             reached[link] = reached.get(link, 0) | marks
-    return {event_id for event_id, marks in reached.items() if marks != everywhere}
+    return {event_id for event_id, marks in reached.items() if marks != all_marks}
 
 
 def conflicted_subgraph(conflicted: Collection[str], links: Links) -> set[str]:

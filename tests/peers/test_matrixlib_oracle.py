@@ -1,7 +1,7 @@
-"""Random rooms judged and resolved by us and by Synapse's own modules: the same accepted set, the same states.
+"""Random rooms judged and resolved by us and by Synapse's own modules: same accepted set, same states.
 
-A few rooms of each version run with the other tests; `ARBOR_ORACLE_ROOMS` sets how many rooms the target marked
-`oracle` takes of each (2,000 unless said otherwise).
+A few rooms of each version run with the other tests; `ARBOR_ORACLE_ROOMS` sets how many rooms of each the
+target marked `oracle` takes (2,000 unless said otherwise).
 """
 
 import os

@@ -54,7 +54,12 @@ class Oracle:
             raise OracleError(answer["error"])
         return answer["result"]
 
-    def replay(self, version: str, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Judge events in order: `accepted` ids, `refused` id -> reason, `before` id -> {"type|key": id}."""
-        result: dict[str, Any] = self.ask("replay", room_version=version, events=events)
+    def replay(
+        self, version: str, events: Sequence[Mapping[str, Any]], merges: Sequence[Sequence[str]] = ()
+    ) -> dict[str, Any]:
+        """Judge events in order: `accepted` ids, `refused` id -> reason, `before` id -> {"type|key": id}.
+
+        `merged`: for each of ``merges`` (event ids) the resolution of the states after those events.
+        """
+        result: dict[str, Any] = self.ask("replay", room_version=version, events=events, merges=merges)
         return result

@@ -37,9 +37,10 @@ class Clock:
 class Store:
     """Events in memory, as Synapse's resolution asks for them."""
 
-    def __init__(self, events, links):
+    def __init__(self, events, links, fixed=None):
         self.events = events
         self.links = links
+        self.fixed = fixed
 
     async def get_events(
         self, event_ids, redact_behaviour=None, get_prev_content=False, allow_rejected=False
@@ -61,7 +62,9 @@ class Store:
         return seen
 
     async def get_auth_chain_difference(self, room_id, state_sets, conflicted_state, additional_backwards):
-        """Walked naively, set by set."""
+        """Walked naively, set by set; or what was worked out before."""
+        if self.fixed is not None:
+            return self.fixed
         chains = [self.chain(state_set) for state_set in state_sets]
         difference = set().union(*chains) - set(chains[0]).intersection(*chains[1:])
         subgraph = None
@@ -75,9 +78,11 @@ class Store:
         return StateDifference(auth_difference=difference, conflicted_subgraph=subgraph)
 
 
-def resolve(room_id, version, state_sets, events):
+def resolve(room_id, version, state_sets, events, fixed=None):
     """Synapse's resolution of state sets."""
-    store = Store(events, lambda event_id: events[event_id].auth_event_ids() if event_id in events else ())
+    store = Store(
+        events, lambda event_id: events[event_id].auth_event_ids() if event_id in events else (), fixed
+    )
     if version.state_res == StateResolutionVersions.V1:
         return dict(run(v1.resolve_events_with_store(room_id, version, state_sets, None, store.get_events)))
     return dict(run(v2.resolve_events_with_store(Clock(), room_id, version, state_sets, None, store)))
@@ -123,7 +128,13 @@ def op_replay(request):
         after[event_id] = state
         if reason is None and event.is_state():
             after[event_id] = {**state, (event.type, event.state_key): event_id}
-    return {"accepted": accepted, "refused": refused, "before": before}
+    room_id = next(iter(events.values())).room_id
+    merged = []
+    for chosen in request["merges"]:
+        states = [after[event_id] for event_id in chosen]
+        state = resolve(room_id, version, states, events)
+        merged.append({f"{kind}|{key}": value for (kind, key), value in state.items()})
+    return {"accepted": accepted, "refused": refused, "before": before, "merged": merged}
 
 
 def op_event_ids(request):
@@ -133,16 +144,20 @@ def op_event_ids(request):
 
 
 def op_time_resolution(request):
-    """CPU seconds of one resolution, events loaded beforehand; best of `rounds`."""
+    """CPU seconds of one resolution, best of `rounds`; events are loaded and the auth chains walked
+    beforehand.
+    """
     version = KNOWN_ROOM_VERSIONS[request["room_version"]]
     events = {
         event.event_id: event for event in (make_event_from_dict(p, version) for p in request["events"])
     }
     sets = [{tuple(key): event_id for key, event_id in state} for state in request["state_sets"]]
+    difference = set(request["difference"])
+    fixed = StateDifference(auth_difference=difference, conflicted_subgraph=None)
     best, result = None, {}
     for _ in range(request["rounds"]):
         start = time.process_time()
-        result = resolve(request["room_id"], version, sets, events)
+        result = resolve(request["room_id"], version, sets, events, fixed)
         spent = time.process_time() - start
         best = spent if best is None else min(best, spent)
     return {"seconds": best, "state": [[*key, event_id] for key, event_id in result.items()]}
@@ -156,24 +171,33 @@ def op_time_auth(request):
     by_key = {(event.type, event.state_key): event for event in state}
     candidates = [make_event_from_dict(pdu, version) for pdu in request["events"]]
     store = Store(events, None)
-    start = time.process_time()
-    allowed = 0
-    for event in candidates:
-        run(event_auth.check_state_independent_auth_rules(store, event))
-        wanted = event_auth.auth_types_for_event(version, event)
-        event_auth.check_state_dependent_auth_rules(event, [by_key[key] for key in wanted if key in by_key])
-        allowed += 1
-    return {"seconds": time.process_time() - start, "allowed": allowed}
+    best = None
+    for _ in range(request["rounds"]):
+        start = time.process_time()
+        allowed = 0
+        for event in candidates:
+            run(event_auth.check_state_independent_auth_rules(store, event))
+            wanted = event_auth.auth_types_for_event(version, event)
+            event_auth.check_state_dependent_auth_rules(
+                event, [by_key[key] for key in wanted if key in by_key]
+            )
+            allowed += 1
+        spent = time.process_time() - start
+        best = spent if best is None else min(best, spent)
+    return {"seconds": best, "allowed": allowed}
 
 
 def op_time_parse(request):
     """CPU seconds to parse PDUs from JSON text and compute their ids."""
     version = KNOWN_ROOM_VERSIONS[request["room_version"]]
-    texts = request["texts"]
-    start = time.process_time()
-    for text in texts:
-        _ = make_event_from_dict(json.loads(text), version).event_id
-    return {"seconds": time.process_time() - start}
+    best = None
+    for _ in range(request["rounds"]):
+        start = time.process_time()
+        for text in request["texts"]:
+            _ = make_event_from_dict(json.loads(text), version).event_id
+        spent = time.process_time() - start
+        best = spent if best is None else min(best, spent)
+    return {"seconds": best}
 
 
 def op_canonical(request):
