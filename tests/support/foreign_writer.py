@@ -29,7 +29,7 @@ class ForeignWriter:
     """One user of another server, in rooms of ours."""
 
     def __init__(
-        self, queries: query_pb2_grpc.QueryServiceAsyncStub, log: LogConnection, user_id: str
+        self, queries: "query_pb2_grpc.QueryServiceAsyncStub", log: LogConnection, user_id: str
     ) -> None:
         self.queries = queries
         self.user_id = user_id
