@@ -17,15 +17,18 @@ import sqlalchemy as sa
 from servicekit.cli.dead import dead_letters
 from servicekit.config import Config
 from servicekit.config.units import format_size
-from servicekit.database import create_engine
+from servicekit.database import create_engine, new_metadata
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError
+from servicekit.log.tables import add_log_tables
 from servicekit.logging import quiet_logging
 from servicekit.nats_server import NatsServerError, find_nats_binary
 from servicekit.service.groups import available_services
 from servicekit.service.sockets import SOCKET_SUFFIX, process_sockets
 
 GIB = 1024**3
+# Entries of a stream that a reader may have before it at any moment.
+BEHIND = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,10 @@ def examine(config: Config, *, deep: bool = False) -> Iterator[Finding]:
     yield from _check_disk(config)
     running, findings = asyncio.run(_check_processes(config))
     yield from findings
-    yield from asyncio.run(_check_log(config, running=running))
+    last_sequences: dict[str, int] = {}
+    yield from asyncio.run(_check_log(config, last_sequences, running=running))
     for service in available_services(config):
-        yield from _check_database(config, service, deep=deep)
+        yield from _check_database(config, service, last_sequences, deep=deep)
 
 
 def _check_config(config: Config) -> Iterator[Finding]:
@@ -138,7 +142,8 @@ async def _check_processes(config: Config) -> tuple[bool, list[Finding]]:
     return bool(sockets), findings
 
 
-async def _check_log(config: Config, *, running: bool) -> list[Finding]:
+async def _check_log(config: Config, last_sequences: dict[str, int], *, running: bool) -> list[Finding]:
+    """Look at NATS and the streams; fills in each stream's last sequence."""
     if config.nats.embedded and not running:
         try:
             binary = find_nats_binary()
@@ -160,6 +165,7 @@ async def _check_log(config: Config, *, running: bool) -> list[Finding]:
                     Finding("fail", f"there is no stream {name}", "the roomserver makes it: start it")
                 )
                 continue
+            last_sequences[name] = info.last_sequence
             limit = int(info.config.get("max_bytes", -1))
             text = f"stream {name}: {info.messages} messages, {info.bytes} bytes, up to {info.last_sequence}"
             if info.partitions != config.log.partitions:
@@ -182,7 +188,9 @@ async def _check_log(config: Config, *, running: bool) -> list[Finding]:
     return findings
 
 
-def _check_database(config: Config, service: str, *, deep: bool) -> Iterator[Finding]:
+def _check_database(
+    config: Config, service: str, last_sequences: dict[str, int], *, deep: bool
+) -> Iterator[Finding]:
     url = config.database_url(service)
     shown = sa.engine.make_url(url).render_as_string(hide_password=True)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
@@ -206,7 +214,15 @@ def _check_database(config: Config, service: str, *, deep: bool) -> Iterator[Fin
                     yield Finding(
                         "fail", f"database of {service} is encoded in {encoding}", "make it anew with UTF8"
                     )
+            lags = _lags(connection, last_sequences)
         engine.dispose()
+        for stream, lag in lags.items():
+            if lag > BEHIND:
+                yield Finding(
+                    "warn",
+                    f"{service} is {lag} entries behind in {stream}",
+                    "look into its log; is it running?",
+                )
         yield Finding("ok", f"database of {service}: revision {revision} ({shown})")
         dead = len(dead_letters(config, service))
     except sa.exc.SQLAlchemyError as error:
@@ -215,3 +231,14 @@ def _check_database(config: Config, service: str, *, deep: bool) -> Iterator[Fin
         return
     if dead:
         yield Finding("warn", f"{service} could not apply {dead} entries", "see: arbor log dead")
+
+
+def _lags(connection: sa.Connection, last_sequences: dict[str, int]) -> dict[str, int]:
+    """Return how many entries of each stream the owner of this database has not applied."""
+    table = add_log_tables(new_metadata()).position
+    if not sa.inspect(connection).has_table(table.name):
+        return {}
+    rows = connection.execute(sa.select(table.c.stream, table.c.position))
+    return {
+        row.stream: last_sequences[row.stream] - row.position for row in rows if row.stream in last_sequences
+    }
