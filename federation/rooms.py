@@ -21,6 +21,7 @@ from servicekit.grpc import matrix_error_from
 MAX_VIEWS = 20_000
 QUERY_TIMEOUT_S = 10.0
 LARGE_QUERY_TIMEOUT_S = 120.0
+IMPORT_TIMEOUT_S = 600.0
 ACL_KEY: StateKey = ("m.room.server_acl", "")
 
 
@@ -59,6 +60,7 @@ class Rooms:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: query_pb2_grpc.QueryServiceAsyncStub = query_pb2_grpc.QueryServiceStub(channel)
+        self._admin: query_pb2_grpc.AdminServiceAsyncStub = query_pb2_grpc.AdminServiceStub(channel)
         self._views: OrderedDict[str, RoomView] = OrderedDict()
 
     # -- views ---------------------------------------------------------------------------------------------
@@ -277,6 +279,13 @@ class Rooms:
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
         return frozenset(answer.visible_event_ids)
+
+    async def import_parts(self, parts: AsyncIterator[query_pb2.ImportRequest]) -> None:
+        """Stage a room's state and auth chain, to be made part of the room by an entry on INPUT."""
+        try:
+            await self._admin.Import(parts, timeout=IMPORT_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
 
     async def outcome(
         self, room_id: str, event_id: str, input_sequence: int, timeout_s: float

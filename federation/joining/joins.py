@@ -9,14 +9,12 @@ room at the same time, one does it after the other, and the later ones find us i
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
-
 from arbor.log.v1 import common_pb2, input_pb2
-from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
+from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.joining.handshake import Handshake, Prepared, TemplateError, worst_of
 from federation.outbound.errors import RemoteError
@@ -32,15 +30,17 @@ from matrixlib.events import Event, EventFormatError, StateKey, parse_event
 from matrixlib.room_versions import RoomVersion, get_room_version
 from servicekit.database import Database
 from servicekit.errors import MatrixError
-from servicekit.grpc import matrix_error_from
 from servicekit.logging import get_logger
 
 log = get_logger("federation.joins")
 
 IMPORT_PART_BYTES = 1024 * 1024
-IMPORT_TIMEOUT_S = 600.0
 COMMIT_TIMEOUT_S = 120.0
 MAX_STATE_EVENTS = 500_000
+
+
+ImportParts = Callable[[AsyncIterator[query_pb2.ImportRequest]], Awaitable[None]]
+"""Stages a room's state at the RoomServer. Raises `MatrixError`."""
 
 
 class JoinFailed(Exception):
@@ -74,7 +74,7 @@ class Joins:
         database: Database,
         rooms: Rooms,
         submitter: Submitter,
-        channel: grpc.aio.Channel,
+        import_parts: ImportParts,
         now_ms: NowMs,
     ) -> None:
         self._handshake = handshake
@@ -82,7 +82,7 @@ class Joins:
         self._database = database
         self._rooms = rooms
         self._submitter = submitter
-        self._admin: query_pb2_grpc.AdminServiceAsyncStub = query_pb2_grpc.AdminServiceStub(channel)
+        self._import_parts = import_parts
         self._now_ms = now_ms
         self._locks: dict[str, asyncio.Lock] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -258,10 +258,7 @@ class Joins:
             # Somebody of ours is in the room: its state is known, the join is one more event of it.
             entry = federation_entry(room.join, job.resident)
         else:
-            try:
-                await self._admin.Import(_import_parts(job, room), timeout=IMPORT_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                raise matrix_error_from(error) from error
+            await self._import_parts(_parts(job, room))
             entry = input_pb2.InputEntry(
                 commit_import=input_pb2.CommitImport(
                     import_id=job.job_id,
@@ -295,7 +292,7 @@ def _check_create(create: Event, version: RoomVersion) -> None:
         raise JoinFailed("the room is of another version than make_join said")
 
 
-async def _import_parts(job: JoinJob, room: RoomAtJoin) -> Any:
+async def _parts(job: JoinJob, room: RoomAtJoin) -> AsyncIterator[query_pb2.ImportRequest]:
     number = 0
     for events, is_state in ((room.auth_chain, False), (room.state, True)):
         for chunk in _by_size([event_message(event) for event in events]):
@@ -310,7 +307,7 @@ async def _import_parts(job: JoinJob, room: RoomAtJoin) -> Any:
             )
 
 
-def _by_size(messages: Sequence[common_pb2.Event]) -> Any:
+def _by_size(messages: Sequence[common_pb2.Event]) -> Iterator[list[common_pb2.Event]]:
     chunk: list[common_pb2.Event] = []
     size = 0
     for message in messages:
