@@ -1,4 +1,4 @@
-"""Whose access token it is: asked of the accounts' owner once, then remembered until the log says otherwise."""
+"""Whose access token it is: asked of the owner once, then remembered until the log says otherwise."""
 
 from collections import OrderedDict
 from typing import NamedTuple, Protocol

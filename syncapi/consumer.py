@@ -76,6 +76,8 @@ class RoomCache:
     # content of the power levels; None: not looked up yet
     power_levels: dict[str, Any] | None = None
     creators: frozenset[str] = frozenset()
+    # local users with edited push rules; None: not looked up yet
+    edited: set[str] | None = None
 
     def counters(self) -> RoomCounters:
         """Return the row."""
@@ -103,14 +105,14 @@ class Applier:
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         self.is_local = is_local
         self.rooms: dict[str, RoomCache] = {}
-        # user -> edited push rules; None: the defaults. Loaded as they are met.
-        self.push_rules: dict[str, dict[str, Any] | None] = {}
+        # user -> edited push rules; None: not loaded yet
+        self.push_rules: dict[str, notifications.Ruleset] | None = None
         self._clean = True
 
     def forget(self) -> None:
         """Drop what is kept between batches."""
         self.rooms.clear()
-        self.push_rules.clear()
+        self.push_rules = None
         self._clean = True
 
     def committed(self) -> None:
@@ -209,6 +211,8 @@ class _Batch:
 
     def set_user_room(self, room: RoomCache, row: UserRoom) -> None:
         """Note a local user's new row."""
+        if row.user_id not in room.members:
+            room.edited = None
         room.members[row.user_id] = row
         self.applied.user_rooms[row.user_id, row.room_id] = row
 
@@ -252,10 +256,9 @@ class _Batch:
             entry.transaction_key.txn_id or None if entry.HasField("transaction_key") else None,
             thread_id,
         )
-        before = dict(room.members) if entry.type == "m.room.member" else room.members
         self._state_changes(room, entry, stored, content, position)
         if timeline:
-            self._notify(room, stored, content, before)
+            self._notify(room, stored, content, entry)
             room.max_depth = max(room.max_depth, entry.depth)
             room.last_position = position
             self.applied.events.append(stored)
@@ -463,18 +466,12 @@ class _Batch:
     # -- notifications
 
     def _notify(
-        self, room: RoomCache, event: StoredEvent, content: dict[str, Any], before: Mapping[str, UserRoom]
+        self, room: RoomCache, event: StoredEvent, content: dict[str, Any], entry: output_pb2.RoomEvent
     ) -> None:
         """Count an event: the class outcome into the room's totals, exceptions as rows."""
         if not room.members:
             return
-        mentions = content.get("m.mentions")
-        ping = (
-            mentions.get("room") is True
-            if isinstance(mentions, dict)
-            else isinstance(body := content.get("body"), str) and "@room" in body.lower()
-        )
-        may_ping = bool(ping) and notifications.may_notify_room(
+        may_ping = notifications.pings_room(content) and notifications.may_notify_room(
             event.sender, self._power_levels(room), room.creators
         )
         outcome = notifications.class_outcome(
@@ -482,19 +479,8 @@ class _Batch:
         )
         room.notify_total += outcome.notify
         room.highlight_total += outcome.highlight
-        found: dict[str, notifications.Outcome] = {}
-        names: Mapping[str, str | None] = {}
-        if isinstance(mentions, dict):
-            if mentions.get("user_ids"):
-                names = dict.fromkeys(
-                    user for user, row in room.members.items() if row.joined_until == MAX_POSITION
-                )
-        elif event.type == "m.room.message" and isinstance(content.get("body"), str):
-            names = self._names(room)
-        if names:
-            for user in notifications.mentioned_users(event.type, content, names):
-                found[user] = notifications.HIGHLIGHT
-        self._edited_rules(room, event, content, found)
+        found = dict.fromkeys(notifications.mentioned_users(event.type, content), notifications.HIGHLIGHT)
+        self._edited_rules(room, entry, found)
         for user, exception in found.items():
             if user == event.sender:
                 continue
@@ -516,15 +502,36 @@ class _Batch:
     def _edited_rules(
         self,
         room: RoomCache,
-        event: StoredEvent,
-        content: dict[str, Any],
+        entry: output_pb2.RoomEvent,
         found: dict[str, notifications.Outcome],
     ) -> None:
-        """Evaluate the event for the members who have edited their rules."""
-        unknown = [user for user in room.members if user not in self.applier.push_rules]
-        if unknown:
-            self.applier.push_rules.update(dict.fromkeys(unknown))
-            self.applier.push_rules.update(accounts.load_push_rules(self.connection, unknown))
+        """Evaluate the event for the joined members who have edited their rules."""
+        if self.applier.push_rules is None:
+            self.applier.push_rules = {
+                user: notifications.parse_rules(content)
+                for user, content in accounts.load_global(self.connection, "m.push_rules")
+            }
+        rules = self.applier.push_rules
+        if not rules:
+            return
+        if room.edited is None:
+            room.edited = (
+                {user for user in rules if user in room.members}
+                if len(rules) < len(room.members)
+                else {user for user in room.members if user in rules}
+            )
+        if not room.edited:
+            return
+        levels = self._power_levels(room)
+        evaluate = notifications.evaluator(
+            entry.pdu_json, entry.event_id, room.version, room.room_id, room.joined, levels, room.creators
+        )
+        if evaluate is None:
+            return
+        names = self._names(room)
+        for user in room.edited:
+            if user in names:
+                found[user] = evaluate(rules[user], user, names[user])
 
     def _names(self, room: RoomCache) -> Mapping[str, str | None]:
         if room.names is None:
@@ -751,7 +758,13 @@ class _Batch:
         accounts.store_account_data(self.connection, changed)
         self.applied.account_data.append(changed)
         if entry.type == "m.push_rules" and not entry.room_id:
-            self.applier.push_rules.pop(message.user_id, None)
+            if self.applier.push_rules is not None:
+                if entry.content_json:
+                    self.applier.push_rules[message.user_id] = notifications.parse_rules(entry.content_json)
+                else:
+                    self.applier.push_rules.pop(message.user_id, None)
+            for room in self.applier.rooms.values():
+                room.edited = None
 
     def room_forgotten(
         self, message: output_pb2.OutputMessage, entry: output_pb2.RoomForgotten, position: int

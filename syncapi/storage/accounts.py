@@ -1,13 +1,9 @@
 """What the log tells of local accounts: account data, devices, device lists; and the tables' own markers."""
 
-from collections.abc import Iterable
-from typing import Any
-
-import orjson
 from sqlalchemy import Connection
 
 from syncapi.applied import AccountDataSet
-from syncapi.storage.sql import row, rows, rows_in, run
+from syncapi.storage.sql import row, rows, run
 
 
 def load_position(connection: Connection) -> tuple[str, int]:
@@ -65,17 +61,6 @@ def load_global(connection: Connection, type_: str) -> list[tuple[str, bytes]]:
             (type_,),
         )
     ]
-
-
-def load_push_rules(connection: Connection, user_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the edited push rules of those users who have any."""
-    found = rows_in(
-        connection,
-        "SELECT user_id, content FROM account_data WHERE room_id = '' AND type = 'm.push_rules'"
-        " AND content IS NOT NULL AND user_id IN (@)",
-        user_ids,
-    )
-    return {user: orjson.loads(content) for user, content in found}
 
 
 def store_device(connection: Connection, user_id: str, device_id: str, *, deleted: bool) -> None:

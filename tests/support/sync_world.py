@@ -306,6 +306,8 @@ class Room:
             "room_id": self.room_id,
             "depth": depth,
             "origin_server_ts": 1_700_000_000_000 + depth,
+            "hashes": {"sha256": "x"},
+            "signatures": {},
             "prev_events": [],
             "auth_events": [],
             **more,
