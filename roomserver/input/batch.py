@@ -17,7 +17,7 @@ from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.signing import SigningKey
 from roomserver.input.decode import Request
 from roomserver.memory import Memory
-from roomserver.rooms import Entry, Head, Room, RoomWork
+from roomserver.rooms import Entry, Head, Room, RoomWork, Told
 from roomserver.storage import auth_chains, events, outputs, rooms, snapshots, states, transactions, waiting
 from roomserver.storage.events import EventRow
 from roomserver.storage.snapshots import Node
@@ -96,6 +96,8 @@ class Batch:
     answers: list[Answer] = field(default_factory=list)
     has_waiting: dict[str, bool] = field(default_factory=dict)
     purged: list[str] = field(default_factory=list)
+    strays: dict[str, list[Told]] = field(default_factory=dict)
+    """room id -> entries about rooms of which we have no row."""
     ids: object = None
 
     def __post_init__(self) -> None:

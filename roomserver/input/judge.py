@@ -20,18 +20,18 @@ from sqlalchemy import Connection, insert
 
 from arbor.log.v1 import input_pb2
 from roomserver import metrics
-from roomserver.input import local, outputs
+from roomserver.input import commit_import, federation, history, local, merge, outputs, purge
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Answer, Batch, Context
 from roomserver.input.decode import Request, decode_requests
 from roomserver.input.load import load
 from roomserver.memory import Memory
-from roomserver.rooms import RoomWork
+from roomserver.rooms import Told
 from roomserver.storage import outputs as output_rows
-from roomserver.storage import partitions, rooms
+from roomserver.storage import dead_letters, partitions, rooms
 from roomserver.storage.tables import log_tables
 from servicekit.log.applying import is_transient
-from servicekit.log.errors import OwnershipLost, StopFollowing
+from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
 from servicekit.log.faultpoints import fault_point
 from servicekit.log.outbox import OutboxEntry
 from servicekit.log.reader import LogMessage
@@ -41,6 +41,10 @@ from servicekit.logging import get_logger
 log = get_logger("roomserver.input")
 
 Code = input_pb2.VerdictCode
+Origin = input_pb2.EventOrigin
+
+_ALONE = frozenset({"commit_import", "purge_room", "replay_room"})
+"""Kinds that write as they go, each with nothing of others pending."""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,8 @@ class Outcome:
     held: dict[int, Held]
     judged: int
     dead: int = 0
+    purges: list[tuple[str, int, int]] = field(default_factory=list)
+    """(room id, partition, output_no): what stands before that message on the room's subject may go."""
 
 
 class Judge:
@@ -103,11 +109,12 @@ class Judge:
         self._pending = []
         started = time.perf_counter()
         requests = self._decode(work, held)
+        if any(request.kind in _ALONE for request in requests):
+            return self.apply_singly(conn, work, held)
         new_held = self._fence(conn, work, held, requests)
         batch = Batch(conn, self.context, self.memory, self._now_ms())
         load(batch, requests)
-        for request in requests:
-            self._judge(batch, request)
+        self._judge_all(batch, requests)
         outcome = self._finish(batch, new_held)
         outcome.judged = len(requests)
         self._pending.append(batch)
@@ -124,30 +131,81 @@ class Judge:
         requests = self._decode(work, held)
         total = Outcome([], [], {}, {}, self._fence(conn, work, held, requests), len(requests))
         for request in requests:
-            memory = Memory()
-            batch = Batch(conn, self.context, memory, self._now_ms())
-            savepoint = conn.begin_nested()
-            try:
-                load(batch, [request])
-                self._judge(batch, request)
-                outcome = self._finish(batch, total.held)
-            except StopFollowing:
-                raise
-            except Exception as error:
-                if is_transient(error):
-                    raise
-                savepoint.rollback()
-                outcome = self._bury(conn, request, error, total.held, work.input_epoch)
-                total.dead += 1
-            else:
-                savepoint.commit()
-            total.entries += outcome.entries
-            total.answers += outcome.answers
-            total.known_sequences |= outcome.known_sequences
-            total.rooms |= outcome.rooms
-            total.held = outcome.held
+            if request.kind == "replay_room":
+                self._replay_room(conn, request.room_id, total)
+                batch = Batch(conn, self.context, Memory(), self._now_ms())
+                batch.answer(request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED))
+                total.answers += batch.answers
+                continue
+            self._add(total, self._apply_one(conn, request, total.held, work.input_epoch))
         fault_point("roomserver.before_commit")
         return total
+
+    def replay(self, conn: Connection, room_ids: list[str], held: dict[int, Held]) -> tuple[Outcome, int, int]:
+        """Lift quarantines and judge the rooms' dead letters and waiting events once more.
+
+        Returns what came of it, how many were applied, and how many failed again. Raises OwnershipLost.
+        """
+        self._pending = []
+        self.memory.clear()
+        total = Outcome([], [], {}, {}, self._fence_again(conn, room_ids, held), 0)
+        applied = failed = 0
+        for room_id in room_ids:
+            done, dead = self._replay_room(conn, room_id, total)
+            applied += done
+            failed += dead
+        return total, applied, failed
+
+    def _replay_room(self, conn: Connection, room_id: str, total: Outcome) -> tuple[int, int]:
+        rooms.store_quarantine(conn, room_id, 0)
+        letters = dead_letters.take(conn, room_id)
+        applied = failed = 0
+        for letter in letters:
+            message = LogMessage(letter.sequence, letter.subject, letter.data, None, b"0")
+            for request in decode_requests(message):
+                request.index = letter.entry_index
+                outcome = self._apply_one(conn, request, total.held, letter.epoch)
+                self._add(total, outcome)
+                failed += outcome.dead
+                applied += 1 - outcome.dead
+        waiting_batch = Batch(conn, self.context, Memory(), self._now_ms())
+        room = waiting_batch.work(room_id)
+        if room is not None and not room.row.quarantined_ms:
+            federation.retry_waiting(waiting_batch, room)
+        self._add(total, self._finish(waiting_batch, total.held))
+        return applied, failed
+
+    def _add(self, total: Outcome, outcome: Outcome) -> None:
+        total.entries += outcome.entries
+        total.answers += outcome.answers
+        total.known_sequences |= outcome.known_sequences
+        total.rooms |= outcome.rooms
+        total.held = outcome.held
+        total.dead += outcome.dead
+        total.purges += outcome.purges
+
+    def _apply_one(self, conn: Connection, request: Request, held: dict[int, Held], epoch: str) -> Outcome:
+        """Judge one entry in a savepoint of its own, with nothing in memory."""
+        savepoint = conn.begin_nested()
+        try:
+            batch = Batch(conn, self.context, Memory(), self._now_ms())
+            load(batch, [request])
+            self._judge_all(batch, [request])
+            outcome = self._finish(batch, held)
+        except StopFollowing:
+            raise
+        except commit_import.ImportRefused as refused:
+            savepoint.rollback()
+            batch = Batch(conn, self.context, Memory(), self._now_ms())
+            local.refuse(batch, request, refused.refusal)
+            return Outcome([], batch.answers, {}, {}, held, 1)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            savepoint.rollback()
+            return self._bury(conn, request, error, held, epoch)
+        savepoint.commit()
+        return outcome
 
     # -- called after the transaction
 
@@ -198,26 +256,69 @@ class Judge:
             made[number] = Held(epoch, work.through, held[number].output_no)
         return made
 
-    def _judge(self, batch: Batch, request: Request) -> None:
-        if request.kind == "submit_events":
-            origin = request.entry.submit_events.origin
-            if origin == input_pb2.EventOrigin.EVENT_ORIGIN_LOCAL:
-                local.judge(batch, request)
-                return
-        local.refuse(batch, request, Refusal("format", "an entry of unknown origin", "M_UNRECOGNIZED"))
+    def _fence_again(self, conn: Connection, room_ids: list[str], held: dict[int, Held]) -> dict[int, Held]:
+        """Demand that partitions are still ours, without moving their positions."""
+        numbers = sorted({self.context.partition_of(room_id) for room_id in room_ids})
+        missing = [number for number in numbers if number not in held]
+        if missing:
+            raise OwnershipLost(missing[0], "not ours")
+        rows = {row.id: row for row in partitions.load_partitions(conn)}
+        for number in numbers:
+            mine = held[number]
+            moves = [(number, mine.epoch, mine.position)]
+            if partitions.advance(conn, moves, rows[number].input_epoch, mine.position):
+                raise OwnershipLost(number, "another owner or position")
+        return dict(held)
+
+    def _judge_all(self, batch: Batch, requests: list[Request]) -> None:
+        index = 0
+        while index < len(requests):
+            request = requests[index]
+            index += 1
+            match request.kind:
+                case "submit_events":
+                    origin = request.entry.submit_events.origin
+                    if origin == Origin.EVENT_ORIGIN_LOCAL:
+                        local.judge(batch, request)
+                    elif origin == Origin.EVENT_ORIGIN_FEDERATION:
+                        federation.judge(batch, request)
+                    elif origin == Origin.EVENT_ORIGIN_HISTORY:
+                        group = [request]
+                        while index < len(requests) and _is_history(requests[index], request.room_id):
+                            group.append(requests[index])
+                            index += 1
+                        history.judge_history(batch, group)
+                    elif origin == Origin.EVENT_ORIGIN_OUTLIER:
+                        history.judge_outliers(batch, request)
+                    else:
+                        local.refuse(batch, request, Refusal("format", "an unknown origin", "M_UNRECOGNIZED"))
+                case "commit_import":
+                    commit_import.judge(batch, request)
+                case "purge_room":
+                    purge.judge(batch, request)
+                case _:
+                    raise UnknownEntryKind(f"INPUT {request.sequence}: no handler for {request.kind}")
 
     def _finish(self, batch: Batch, held: dict[int, Held]) -> Outcome:
         """Number the messages, write everything, and say what is to be done after the commit."""
-        now_ms = batch.now_ms
         told: list[output_rows.Told] = []
         touched: dict[str, tuple[int, int]] = {}
         numbered: dict[int, int] = {}
-        for work in batch.works.values():
+        for work in list(batch.works.values()):
+            if work.touched and len(work.heads) >= merge.MERGE_FROM:
+                merge.merge_heads(batch, work)
             if work.outputs:
-                self._number(work, held, numbered, told, now_ms)
-                touched[work.room_id] = (work.row.partition, work.row.last_output_no)
+                place = self._number(batch, work.room_id, work.row.nid, work.outputs, held, numbered, told)
+                work.row.last_output_no = place[1]
+                touched[work.room_id] = place
             if work.touched:
                 work.row.heads = tuple(head.nid for head in work.heads.values())
+                metrics.heads.labels("joined" if work.row.participating else "left").observe(len(work.heads))
+        purges = []
+        for room_id, entries_ in batch.strays.items():
+            touched[room_id] = self._number(batch, room_id, 0, entries_, held, numbered, told)
+            if room_id in batch.purged:
+                purges.append((room_id, *touched[room_id]))
         held = dict(held)
         for number, output_no in numbered.items():
             held[number] = Held(held[number].epoch, held[number].position, output_no)
@@ -229,31 +330,36 @@ class Judge:
             )
         entries = [OutboxEntry(m[0], m[1], epochs[m[0]], m[3], m[4]) for m in told]
         known = self._known_sequences(batch)
-        return Outcome(entries, batch.answers, known, touched, held, 0)
+        return Outcome(entries, batch.answers, known, touched, held, 0, 0, purges)
 
     def _number(
         self,
-        work: RoomWork,
+        batch: Batch,
+        room_id: str,
+        room_nid: int,
+        entries: list[Told],
         held: dict[int, Held],
         numbered: dict[int, int],
         told: list[output_rows.Told],
-        now_ms: int,
-    ) -> None:
-        partition = work.row.partition
-        subject = room_output_subject(work.room_id, self.context.partitions)
-        for part in outputs.cut(work.outputs):
+    ) -> tuple[int, int]:
+        """Make a room's messages; returns the place of the last one."""
+        partition = self.context.partition_of(room_id)
+        subject = room_output_subject(room_id, self.context.partitions)
+        output_no = 0
+        for part in outputs.cut(entries):
             output_no = numbered.get(partition, held[partition].output_no) + 1
             numbered[partition] = output_no
             message, skeleton = outputs.make_message(
-                work.room_id,
+                room_id,
                 part,
                 partition=partition,
                 epoch=held[partition].epoch,
                 output_no=output_no,
-                created_ms=now_ms,
+                created_ms=batch.now_ms,
+                stray=room_nid == 0,
             )
-            told.append((partition, output_no, work.row.nid, subject, message, skeleton))
-            work.row.last_output_no = output_no
+            told.append((partition, output_no, room_nid, subject, message, skeleton))
+        return partition, output_no
 
     def _known_sequences(self, batch: Batch) -> dict[tuple[int, int], int]:
         """OUTPUT sequences of older messages that verdicts refer to."""
@@ -300,3 +406,11 @@ class Judge:
         )
         answer = Answer(request.entry.reply_to, verdict, self.context.partition_of(request.room_id), None, None)
         return Outcome([], [answer], {}, {}, held, 1)
+
+
+def _is_history(request: Request, room_id: str) -> bool:
+    return (
+        request.kind == "submit_events"
+        and request.room_id == room_id
+        and request.entry.submit_events.origin == Origin.EVENT_ORIGIN_HISTORY
+    )

@@ -78,7 +78,14 @@ def cut(told: Iterable[Told]) -> list[list[Told]]:
 
 
 def make_message(
-    room_id: str, told: list[Told], *, partition: int, epoch: int, output_no: int, created_ms: int
+    room_id: str,
+    told: list[Told],
+    *,
+    partition: int,
+    epoch: int,
+    output_no: int,
+    created_ms: int,
+    stray: bool = False,
 ) -> tuple[bytes, bytes]:
     """Return a message and its skeleton, encoded; the events' rows learn their place."""
     stamp = OutputStamp(writer=WRITER, partition=partition, epoch=epoch, output_no=output_no)
@@ -92,6 +99,8 @@ def make_message(
     skeleton = OutputMessage(
         stamp=OutputStamp(epoch=epoch), created_ms=created_ms, entries=[item.skeleton for item in told]
     )
+    if stray:
+        skeleton.room_id = room_id  # no row of the room could say it
     return message.SerializeToString(), skeleton.SerializeToString()
 
 

@@ -29,7 +29,7 @@ def read_complete_through(conn: Connection) -> int:
 
 
 def read_page(
-    conn: Connection, after: int, through: int, room_nids: set[int] | None, partitions: int
+    conn: Connection, after: int, through: int, room_nids: set[int] | None, room_ids: set[str], partitions: int
 ) -> tuple[list[tuple[int, bytes, str]], int]:
     """The next messages, (sequence, encoded, subject), and the sequence to go on after (0: that was all)."""
     rows = outputs.load_outputs(conn, after, through, PAGE)
@@ -37,7 +37,7 @@ def read_page(
         return [], 0
     last = rows[-1][3]
     if room_nids is not None:
-        rows = [row for row in rows if row[2] in room_nids]
+        rows = [row for row in rows if row[2] in room_nids or row[2] == 0]
     skeletons = [(row, OutputMessage.FromString(row[4])) for row in rows]
     wanted = {event_id for _, skeleton in skeletons for event_id in output_messages.wanted_events(skeleton)}
     bodies = {event_id: pdu for event_id, (_, pdu) in events.load_full_by_id(conn, wanted).items()}
@@ -46,6 +46,8 @@ def read_page(
     for (partition, output_no, room_nid, sequence, _), skeleton in skeletons:
         room = room_rows.get(room_nid)
         room_id = room.room_id if room is not None else skeleton.room_id
+        if room_nids is not None and room is None and room_id not in room_ids:
+            continue
         version = room.version if room is not None else ""
         message = output_messages.fill(skeleton, bodies, room_id, version, partition, output_no)
         made.append((sequence, message.SerializeToString(), room_output_subject(room_id, partitions)))

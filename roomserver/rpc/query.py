@@ -188,7 +188,7 @@ class QueryServicer(QueryServiceServicer):
         partition_count = self._server.context.partitions
         while True:
             page, last = await self._database.read(
-                exports.read_page, after, through, room_nids, partition_count
+                exports.read_page, after, through, room_nids, set(request.room_ids), partition_count
             )
             for sequence, message, subject in page:
                 yield query_pb2.ExportResponse(sequence=sequence, message=message, subject=subject)
