@@ -207,7 +207,10 @@ def bench_auth(room: BigRoom, oracle: Oracle, count: int, rounds: int) -> None:
     report(f"v{version}: auth of a message, {count} in a row", ours, theirs["seconds"], count)
     parse = cpu_seconds(rounds, lambda: [parse_event(text, version) for text in texts])
     theirs = oracle.ask(
-        "time_parse", room_version=version.identifier, texts=[text.decode() for text in texts]
+        "time_parse",
+        room_version=version.identifier,
+        texts=[text.decode() for text in texts],
+        rounds=rounds,
     )
     report(f"v{version}: parse a message and work out its id", parse, theirs["seconds"], count)
 

@@ -81,7 +81,7 @@ def naive_resolve(room: Room, states: Sequence[Mapping[StateKey, str]]) -> dict[
     conflicted = {state[key] for state in states for key in keys - unconflicted.keys() if key in state}
     links: Callable[[str], Sequence[str]] = lambda event_id: room.events[event_id].auth_links  # noqa: E731
     chains = [set(state.values()) | auth_chain(state.values(), links) for state in states]
-    full = conflicted | (set.union(*chains) - set.intersection(*chains)) if conflicted else set()
+    full = conflicted | (set().union(*chains) - chains[0].intersection(*chains[1:])) if conflicted else set()
     start: dict[StateKey, str] = dict(unconflicted)
     if version.state_resolution is StateResolution.V2_1:
         start = {}
@@ -153,7 +153,7 @@ def test_walks_equal_naive_ones(raw: dict[int, list[int]], data: st.DataObject) 
     nodes = st.sets(st.integers(0, 12).map(str), max_size=5)
     sets = data.draw(st.lists(nodes, min_size=2, max_size=4))
     chains = [chosen | auth_chain(chosen, links) for chosen in sets]
-    assert auth_chain_difference(sets, links) == set.union(*chains) - set.intersection(*chains)
+    assert auth_chain_difference(sets, links) == set().union(*chains) - chains[0].intersection(*chains[1:])
     chosen = sets[0]
     reachable = chosen | auth_chain(chosen, links)
     expected = {one for one in reachable if ({one} | auth_chain([one], links)) & chosen}

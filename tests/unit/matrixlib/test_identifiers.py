@@ -109,14 +109,17 @@ def test_room_and_event_ids_with_and_without_domain() -> None:
     assert parse_event_id("$" + hashed) == "$" + hashed
     assert is_hash_room_id("!" + hashed)
     assert not is_hash_room_id("!x:b")
-    for value in ("", "!", "x", "!x:", "$a:b c", "#a:b", None, {}):
+    wrong: list[object] = ["", "!", "x", "!x:", "$a:b c", "#a:b", None, {}]
+    for value in wrong:
         with pytest.raises(IdentifierError):
             parse_room_id(value)
-    for value in ("", "$", "!x:b", None):
+    for value in ("", "$", "!x:b", None, *wrong[:2]):
         with pytest.raises(IdentifierError):
             parse_event_id(value)
     assert parse_room_alias("#a b:c") == "#a b:c"
-    for value in ("#a", "#a\0:b", "@a:b", 1):
+    for value in ["#a", "#a\0:b", "@a:b", *wrong]:
+        if value == "#a:b":
+            continue
         with pytest.raises(IdentifierError):
             parse_room_alias(value)
 

@@ -220,21 +220,23 @@ def test_default_rules_are_complete_and_fresh() -> None:
 
 def test_malformed_rules_do_not_match_and_are_not_stored() -> None:
     run = evaluator({"body": "x"})
-    for kind, rule in (
+    malformed: list[tuple[str, dict[str, Any]]] = [
         ("content", {}),
         ("content", {"pattern": 5}),
         ("override", {"conditions": 5}),
         ("room", {}),
-    ):
+    ]
+    for kind, rule in malformed:
         assert not run.matches(kind, rule)
     assert run.matches("override", {})
     assert run.evaluate({"override": [{"actions": "notify"}]}, BOB).actions == ()
     assert not is_valid_actions(["notify", 5])
     assert not is_valid_actions([{"set_tweak": 5}])
     assert is_valid_rule("content", {"pattern": "x", "actions": []})
-    for kind, rule in (
+    unstorable: list[tuple[str, dict[str, Any]]] = [
         ("content", {"actions": []}),
         ("x", {"actions": []}),
         ("override", {"actions": [], "conditions": [5]}),
-    ):
+    ]
+    for kind, rule in unstorable:
         assert not is_valid_rule(kind, rule)

@@ -1,5 +1,7 @@
 """X-Matrix: writing, reading, checking."""
 
+from typing import Any
+
 import pytest
 
 from matrixlib.request_auth import (
@@ -15,19 +17,19 @@ from matrixlib.signing import generate_signing_key
 from tests.support.rooms import key_of
 
 KEY = key_of("a.example")
-REQUEST = {"method": "PUT", "uri": "/_matrix/x?a=%20b", "content": {"é": [1]}}
+REQUEST: dict[str, Any] = {"method": "PUT", "uri": "/_matrix/x?a=%20b", "content": {"é": [1]}}
 
 
 def header() -> str:
     """A request's header."""
-    return authorization_header(KEY, origin="a.example", destination="b.example", **REQUEST)  # type: ignore[arg-type]
+    return authorization_header(KEY, origin="a.example", destination="b.example", **REQUEST)
 
 
 def test_round_trip() -> None:
     text = header()
     assert text.startswith('X-Matrix origin="a.example",destination="b.example",key="ed25519:test",sig="')
     parsed = parse_authorization_header(text)
-    verify_request(parsed, KEY.verify_key, destination="b.example", **REQUEST)  # type: ignore[arg-type]
+    verify_request(parsed, KEY.verify_key, destination="b.example", **REQUEST)
     assert destination_matches(parsed, frozenset({"b.example"}))
     assert not destination_matches(parsed, frozenset({"c.example"}))
 
@@ -91,7 +93,7 @@ def test_forms_that_are_refused(text: str) -> None:
 def test_any_change_breaks_the_signature(changes: dict[str, object]) -> None:
     arguments = {**REQUEST, "destination": "b.example", **changes}
     with pytest.raises(RequestAuthError):
-        verify_request(parse_authorization_header(header()), KEY.verify_key, **arguments)  # type: ignore[arg-type]
+        verify_request(parse_authorization_header(header()), KEY.verify_key, **arguments)
 
 
 def test_another_key_is_refused() -> None:
@@ -99,7 +101,7 @@ def test_another_key_is_refused() -> None:
         with pytest.raises(RequestAuthError):
             verify_request(
                 parse_authorization_header(header()), key.verify_key, destination="b.example", **REQUEST
-            )  # type: ignore[arg-type]
+            )
 
 
 def test_quotes_and_backslashes_survive() -> None:

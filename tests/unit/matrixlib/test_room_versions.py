@@ -64,5 +64,6 @@ def test_rule_numbers_are_those_of_the_pages(name: str, numbers: str) -> None:
 
 def test_unknown_versions() -> None:
     assert get_room_version("10") is ROOM_VERSIONS["10"]
-    for version in ("13", "", None, 10, ["10"], {}):
+    unknown: list[object] = ["13", "", None, 10, ["10"], {}]
+    for version in unknown:
         assert get_room_version(version) is None

@@ -28,7 +28,8 @@ def discover(
     name: str, well_known: dict[str, Any], srv: dict[str, list[SrvRecord]]
 ) -> tuple[Destination, list[str]]:
     """The destination, and the questions on the way."""
-    answers, asked = Answers(), []
+    answers = Answers()
+    asked: list[str] = []
     while True:
         match next_question(name, answers):
             case Destination() as destination:

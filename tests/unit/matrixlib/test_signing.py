@@ -105,13 +105,13 @@ def test_who_must_sign() -> None:
     room = Room("10").with_members(BOB)
     message = room.send(BOB, "m.room.message", {"body": "x"})
     assert event_signers(message) == {"b.example"}
-    content = {"membership": "join", "join_authorised_via_users_server": ALICE}
+    content: dict[str, Any] = {"membership": "join", "join_authorised_via_users_server": ALICE}
     join = room.send(BOB, "m.room.member", content, state_key=BOB)
     assert event_signers(join) == {"a.example", "b.example"}
     old = Room("7").with_members(BOB)
     assert event_signers(old.send(BOB, "m.room.member", content, state_key=BOB)) == {"b.example"}
     content = {"membership": "invite", "third_party_invite": {"signed": {}}}
-    pdu = {**room.send(ALICE, "m.room.member", content, state_key=BOB).pdu}
+    pdu = room.send(ALICE, "m.room.member", content, state_key=BOB).pdu
     assert event_signers(parse_event(pdu, V10)) == set()
 
 

@@ -40,7 +40,8 @@ def invited(
 def test_each_rule(version: str) -> None:
     prefix = PREFIX.get(version, "5.4.1")
     assert invited(version)[1] is None
-    good = {"mxid": BOB, "token": "token"}
+    good: dict[str, Any] = {"mxid": BOB, "token": "token"}
+    signed: Any
     for signed in (None, [], "x"):
         assert invited(version, signed=signed)[1] == f"{prefix}.2"
     for signed in (
