@@ -9,7 +9,7 @@ Patterns: `/rooms/{room_id}/state/{event_type}/{state_key?}`; a parameter with `
     the others not. `/_matrix/client/v3/…` is served as `r0` and `api/v1` too.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -171,18 +171,37 @@ class Router:
         if not path.startswith("/"):
             return None, {}, frozenset()
         segments = path[1:].split("/")
+        # Nearly always the first way down is the right one; going back comes at four times the price.
+        route, values = _descend(self._root, segments, method)
+        if route is not None:
+            return route, _decode(route, values), frozenset()
         allowed: set[str] = set()
-        for node, values in _walk(self._root, segments, 0, ()):
+        for node, found in _walk(self._root, segments, 0, ()):
             route = node.routes.get(method)
             if route is None and method == "HEAD":
                 route = node.routes.get("GET")
             if route is not None:
-                params = {
-                    name: decode_segment(value) for name, value in zip(route.param_names, values, strict=True)
-                }
-                return route, params, frozenset()
+                return route, _decode(route, found), frozenset()
             allowed.update(node.routes)
         return None, {}, frozenset(allowed)
+
+
+def _decode(route: Route, values: Sequence[str]) -> dict[str, str]:
+    return {name: decode_segment(value) for name, value in zip(route.param_names, values, strict=True)}
+
+
+def _descend(node: _Node, segments: list[str], method: str) -> tuple[Route | None, list[str]]:
+    """Return the route at the end of the first way that `_walk` takes, None where there is none."""
+    values: list[str] = []
+    for segment in segments:
+        below = node.fixed.get(segment)
+        if below is None:
+            below = node.param if segment and node.param is not None else node.empty_param
+            if below is None:
+                return None, values
+            values.append(segment)
+        node = below
+    return node.routes.get(method), values
 
 
 def _walk(
