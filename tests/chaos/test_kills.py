@@ -4,6 +4,7 @@
 the smoke form. The order of random kills comes from `ARBOR_CHAOS_SEED`, which a failure prints.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -23,6 +24,8 @@ PEOPLE = 20
 ROOMS = 5
 RANDOM_KILLS = 60 if LONG else 5
 ROOMSERVER_DOWN_S = 60.0 if LONG else 8.0
+# Longer than any publish waits for its ack.
+NATS_HANGS_S = 7.0
 # Sends flow again so soon after any process was killed, without anybody doing anything.
 RECOVERY_S = 5.0
 # That many new sends have to be acknowledged for sends to count as flowing.
@@ -103,6 +106,23 @@ async def test_the_roomserver_is_away_for_a_while(arbor: ArborServer, session: a
     assert flowing - back <= RECOVERY_S
 
 
+async def test_the_log_hangs_until_acks_are_given_up(
+    arbor: ArborServer, session: aiohttp.ClientSession
+) -> None:
+    talkers = await Talkers.gather(arbor, session, people=5, rooms=2)
+    async with talkers.talking():
+        for _ in range(3 if LONG else 1):
+            await talkers.wait_for_acknowledged(time.monotonic(), 20, timeout_s=60)
+            # What was published in this moment is stored when NATS goes on, long after its ack was given up.
+            arbor.send_signal("nats", signal.SIGSTOP)
+            await asyncio.sleep(NATS_HANGS_S)
+            arbor.send_signal("nats", signal.SIGCONT)
+            back = time.monotonic()
+            flowing = await talkers.wait_for_acknowledged(back, FLOWING, timeout_s=60)
+            assert flowing - back <= RECOVERY_S
+    await talkers.verify()
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -111,10 +131,12 @@ async def test_the_roomserver_is_away_for_a_while(arbor: ArborServer, session: a
         "roomserver.before_commit",
         # between the commit and the publish to OUTPUT
         "roomserver.after_commit",
+        "relay.before_publish",
         # between the publish and the deletion from the outbox
         "relay.after_publish",
-        # the publish arrived, its ack did not
-        "relay.lost_ack",
+        # in the edge, around the commit of what it read from OUTPUT
+        "follower.before_commit",
+        "follower.after_commit",
     ],
 )
 async def test_a_process_dies_at_a_chosen_point(
