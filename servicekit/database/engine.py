@@ -80,7 +80,9 @@ def _sqlite_engine(url: str, durability: Durability, role: Role) -> Engine:
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        # Straight to the driver: it is what every unit of work begins with.
+        driver: Any = connection.connection.driver_connection
+        driver.execute(statement)
 
     return engine
 
