@@ -112,8 +112,8 @@ class Parts:
         # -- joining
         handshake = Handshake(client, own.signing, now_ms)
         self.joins = joins = Joins(handshake, checker, database, rooms, submitter, rooms.import_parts, now_ms)
-        memberships = RemoteMemberships(client, handshake, checker, rooms, submitter, own.signing, now_ms)
-        history = History(client, checker, rooms, submitter, database, names, now_ms)
+        self.memberships = memberships = RemoteMemberships(client, handshake, checker, rooms, submitter, own.signing, now_ms)
+        self.history = history = History(client, checker, rooms, submitter, database, names, now_ms)
 
         def on_contact(server_name: str) -> None:
             destinations.note_contact(server_name)
