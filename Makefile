@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: help setup run fmt lint type imports test unit property integration security peers peers-setup chaos \
-	chaos-smoke bench bench-smoke fuzz oracle check proto proto-check contracts contracts-accept lock clean
+	chaos-smoke bench bench-smoke bench-matrixlib fuzz fuzz-parsing oracle check proto proto-check contracts contracts-accept lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 20
@@ -121,6 +121,12 @@ oracle: setup peers-setup ## thousands of random rooms, judged by us and by Syna
 
 fuzz: setup ## the property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) --timeout 7200 tests/property $(ARGS)
+
+fuzz-parsing: setup ## mutated events against the parser and all behind it, for a bounded time
+	$(BIN)/python -m tests.fuzz.fuzz_event_parsing --seconds 120 $(ARGS)
+
+bench-matrixlib: setup peers-setup ## auth and state resolution beside Synapse's modules, with ratios
+	$(BIN)/python -m benchmarks.matrixlib_bench $(ARGS)
 
 bench: setup peers-setup ## the same load against Arbor and Synapse, with a table of ratios (long)
 	$(BIN)/python -m benchmarks $(ARGS)
