@@ -1,6 +1,7 @@
 """Whose access token it is: asked of the owner once, then remembered until the log says otherwise."""
 
 from collections import OrderedDict
+from collections.abc import Awaitable
 from typing import NamedTuple, Protocol
 
 import grpc.aio
@@ -24,15 +25,15 @@ class Caller(NamedTuple):
 class Accounts(Protocol):
     """The part of the accounts service that is used here."""
 
-    async def ResolveToken(  # noqa: N802
-        self, request: accounts_pb2.ResolveTokenRequest
-    ) -> accounts_pb2.ResolveTokenResponse:
+    def ResolveToken(  # noqa: N802
+        self, request: accounts_pb2.ResolveTokenRequest, /
+    ) -> Awaitable[accounts_pb2.ResolveTokenResponse]:
         """Say whose token it is."""
         ...
 
-    async def QueryFilter(  # noqa: N802
-        self, request: accounts_pb2.QueryFilterRequest
-    ) -> accounts_pb2.QueryFilterResponse:
+    def QueryFilter(  # noqa: N802
+        self, request: accounts_pb2.QueryFilterRequest, /
+    ) -> Awaitable[accounts_pb2.QueryFilterResponse]:
         """Return a stored filter."""
         ...
 

@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import Connection
 
 from arbor.log.v1 import output_pb2
-from servicekit.log.errors import UndecodableEntry, UnknownEntryKind
+from servicekit.log.errors import StopFollowing, UndecodableEntry, UnknownEntryKind
 from servicekit.log.subjects import POSITION_FACTOR
 from servicekit.logging import get_logger
 from syncapi import notifications, rendering
@@ -41,6 +41,14 @@ HIDDEN = output_pb2.PLACEMENT_HIDDEN
 
 MAX_CACHED_ROOMS = 5_000
 SnapshotEvents = Mapping[int, Sequence[tuple[str, bytes]]]
+
+
+class SnapshotWanted(StopFollowing):
+    """A message refers to a snapshot that was not handed in: fetch it and apply again."""
+
+    def __init__(self, snapshot_id: int) -> None:
+        super().__init__(f"snapshot {snapshot_id} was not handed in")
+        self.snapshot_id = snapshot_id
 
 
 class OutputEnvelope(Protocol):
@@ -129,6 +137,7 @@ class Applier:
 
         Raises:
             UndecodableEntry: an envelope does not decode.
+            SnapshotWanted: a snapshot is missing in `snapshots`.
             UnknownEntryKind: an entry of a kind this version does not know, not marked skippable.
         """
         if not self._clean or len(self.rooms) > MAX_CACHED_ROOMS:
@@ -137,6 +146,13 @@ class Applier:
         batch = _Batch(self, connection, snapshots or {})
         batch.apply(messages)
         return batch.applied
+
+    def read_receipts(self, connection: Connection, moved: Iterable[ReceiptMoved]) -> None:
+        """Take receipts that are stored into account for unread counts, after a rebuild."""
+        batch = _Batch(self, connection, {})
+        for receipt in moved:
+            batch.read_receipt(receipt)
+        batch.flush()
 
 
 class _Batch:
@@ -153,6 +169,8 @@ class _Batch:
         self.exceptions: list[tuple[str, str, int, int, int]] = []
         # The to-device inbox is primary: a rebuild must not deliver again what clients have taken.
         self.primary_through = accounts.load_marker(connection, "primary")
+        # What a rebuild had from the RoomServer's export need not be taken from the log again.
+        self.rooms_through = accounts.load_marker(connection, "rooms_through")
 
     # -- messages
 
@@ -168,8 +186,10 @@ class _Batch:
             decoded.append((envelope.sequence, message))
         self.writer.learn(_event_ids(decoded))
         for sequence, message in decoded:
+            exported = sequence <= self.rooms_through and bool(message.room_id)
             for index, entry in enumerate(message.entries):
-                self._entry(message, entry, sequence * POSITION_FACTOR + index)
+                if not exported or entry.HasField("receipt"):
+                    self._entry(message, entry, sequence * POSITION_FACTOR + index)
         self.flush()
 
     def _entry(self, message: output_pb2.OutputMessage, entry: output_pb2.OutputEntry, position: int) -> None:
@@ -226,6 +246,8 @@ class _Batch:
             self._state_changes(room, entry, None, {}, position)
             return
         known = self.writer.known.get(entry.event_id)
+        if known is not None and known[0] == position:
+            return  # applied before
         if known is not None and (known[1] != STATE or entry.placement == STATE):
             # Told before, at that place; what it changes in the state may still be new.
             stored = events.load_event_by_position(self.connection, known[0]) or self.writer.pending(
@@ -594,7 +616,7 @@ class _Batch:
     ) -> None:
         room = self.room(message.room_id, entry.room_version)
         if entry.snapshot_id not in self.snapshots:
-            raise LookupError(f"snapshot {entry.snapshot_id} of room {message.room_id} was not fetched")
+            raise SnapshotWanted(entry.snapshot_id)
         if entry.participation_began:
             self._begin_participation(room, entry.participation, position)
         snapshot = self.snapshots[entry.snapshot_id]
@@ -726,7 +748,6 @@ class _Batch:
         ]
 
     def receipt(self, message: output_pb2.OutputMessage, entry: output_pb2.Receipt, position: int) -> None:
-        room = self.room(message.room_id)
         moved = ReceiptMoved(
             message.room_id,
             position,
@@ -740,11 +761,16 @@ class _Batch:
         if pending is not None:
             self.flush_room_parts()
         place = events.load_totals(self.connection, entry.event_id)
-        if not receipts.store_receipt(self.connection, moved, None if place is None else place[0]):
-            return
-        self.applied.receipts.append(moved)
-        row = room.members.get(entry.user_id)
-        if row is not None and place is not None and entry.thread_id in ("", "main"):
+        if receipts.store_receipt(self.connection, moved, None if place is None else place[0]):
+            self.applied.receipts.append(moved)
+            self.read_receipt(moved)
+
+    def read_receipt(self, moved: ReceiptMoved) -> None:
+        """Let a receipt count as having read."""
+        room = self.room(moved.room_id)
+        row = room.members.get(moved.user_id)
+        place = events.load_totals(self.connection, moved.event_id)
+        if row is not None and place is not None and moved.thread_id in ("", "main"):
             self._read_up_to(room, row, *place)
 
     # -- entries about users

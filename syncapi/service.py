@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,6 +14,7 @@ from servicekit.database import Database
 from servicekit.grpc import channel_to
 from servicekit.http import Router
 from servicekit.log.connection import LogConnection
+from servicekit.log.errors import PositionLost
 from servicekit.log.follower import Follower
 from servicekit.log.reader import LogMessage, LogReader
 from servicekit.log.subjects import LIVE, OUTPUT
@@ -21,12 +22,13 @@ from servicekit.logging import get_logger
 from servicekit.positions import user_positions
 from syncapi.applied import Applied
 from syncapi.auth import TokenCache
-from syncapi.consumer import Applier
+from syncapi.consumer import Applier, SnapshotWanted
 from syncapi.filter_source import FilterCache
 from syncapi.http import event, members, messages, state, sync
 from syncapi.http.edge import Edge
 from syncapi.live import Live, now_ms
 from syncapi.reads import ReadsFollowWrites
+from syncapi.rebuild import fetch_snapshot, rebuild_database
 from syncapi.storage.tables import log_tables, metadata
 from syncapi.sync.engine import SyncEngine
 from syncapi.sync.presence import shares_room
@@ -36,14 +38,33 @@ log = get_logger(__name__)
 
 
 class OutputHandler:
-    """What the follower does with a batch: see `consumer.Applier`."""
+    """What the follower does with a batch: see `consumer.Applier`.
 
-    def __init__(self, applier: Applier) -> None:
+    It stands between follower and database too: a snapshot that a message refers to is fetched when applying
+    asks for it, outside of the transaction, which is then tried again.
+    """
+
+    def __init__(self, applier: Applier, database: Database, rooms: Any) -> None:
         self._applier = applier
+        self._database = database
+        self._rooms = rooms
+        self._snapshots: dict[int, list[tuple[str, bytes]]] = {}
 
     def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Applied:
         """Apply messages in order."""
-        return self._applier.apply(conn, messages)
+        return self._applier.apply(conn, messages, self._snapshots)
+
+    async def write(self, work: Callable[..., Any], /, *args: Any) -> Any:
+        """Run a unit of work of the follower's."""
+        while True:
+            try:
+                done = await self._database.write(work, *args)
+            except SnapshotWanted as wanted:
+                id_ = wanted.snapshot_id
+                self._snapshots[id_] = await fetch_snapshot(self._rooms, id_)
+            else:
+                self._snapshots.clear()
+                return done
 
 
 class SyncApi:
@@ -67,9 +88,9 @@ class SyncApi:
         self._follower: Follower[Applied] | None = None
         self._reload = asyncio.Event()
         self._epoch = ""
-        accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
+        self._accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
         self._rooms: Any = query_pb2_grpc.QueryServiceStub(channel_to(config, "roomserver"))
-        self._tokens = TokenCache(accounts, now_ms)
+        self._tokens = TokenCache(self._accounts, now_ms)
         reads = ReadsFollowWrites(user_positions, self._wait_for, lambda: self._window.sequence)
         self._engine = SyncEngine(
             self._database,
@@ -79,7 +100,7 @@ class SyncApi:
             lambda: self._epoch,
             cache_seconds=config.sync.response_cache_seconds,
         )
-        self._edge = Edge(self._database, self._tokens, reads, self._engine, FilterCache(accounts))
+        self._edge = Edge(self._database, self._tokens, reads, self._engine, FilterCache(self._accounts))
 
     def routes(self, router: Router) -> None:
         """Add the HTTP routes."""
@@ -96,23 +117,14 @@ class SyncApi:
         self._connection = await LogConnection.connect(self._config, self.name)
         await self._connection.wait_for_streams()
         self._epoch = self._connection.epoch(OUTPUT)
-        self._follower = Follower(
-            self._connection,
-            OUTPUT,
-            [],
-            self._database,
-            log_tables,
-            OutputHandler(self._applier),
-            on_committed=self._on_committed,
-            on_loaded=self._on_loaded,
-        )
+        self._follower = self._make_follower(self._connection)
         self._window.load(await self._database.read(load_snapshot))
 
     async def run(self) -> None:
         """Follow OUTPUT and LIVE until cancelled."""
         assert self._follower is not None
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follower.run())
+            group.create_task(self._follow_output())
             group.create_task(self._follow_live())
             group.create_task(self._load_again())
 
@@ -133,6 +145,40 @@ class SyncApi:
         return None
 
     # -- following
+
+    async def _follow_output(self) -> None:
+        """Follow OUTPUT; from where that cannot go on, the owners' exports lead on."""
+        while True:
+            assert self._follower is not None
+            try:
+                await self._follower.run()
+            except PositionLost as error:
+                log.warning("position_lost", reason=str(error), first_sequence=error.first_sequence)
+                await self._rebuild()
+
+    async def _rebuild(self) -> None:
+        assert self._connection is not None
+        await rebuild_database(
+            self._database, self._applier.is_local, self._rooms, self._accounts, self._connection
+        )
+        self._applier.forget()
+        self._follower = self._make_follower(self._connection)
+        self._window.invalidate()
+        self._tokens.clear()
+        self._reload.set()
+
+    def _make_follower(self, connection: LogConnection) -> Follower[Applied]:
+        handler = OutputHandler(self._applier, self._database, self._rooms)
+        return Follower(
+            connection,
+            OUTPUT,
+            [],
+            handler,
+            log_tables,
+            handler,
+            on_committed=self._on_committed,
+            on_loaded=self._on_loaded,
+        )
 
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from syncapi.applied import ReceiptMoved
-from syncapi.storage.sql import row, rows_in, run
+from syncapi.storage.sql import row, rows, rows_in, run
 
 _COLUMNS = "room_id, position, user_id, receipt_type, event_id, thread_id, timestamp_ms"
 
@@ -52,3 +52,11 @@ def load_receipts(
     ):
         found.setdefault(values[0], []).append(ReceiptMoved(*values))
     return found
+
+
+def load_all(connection: Connection) -> list[ReceiptMoved]:
+    """Return every receipt, oldest first."""
+    return [
+        ReceiptMoved(*values)
+        for values in rows(connection, f"SELECT {_COLUMNS} FROM receipt ORDER BY position")
+    ]
