@@ -13,13 +13,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sqlalchemy import Connection
+
 from arbor.log.v1 import input_pb2
 from roomserver import metrics
 from roomserver.input.batch import Answer
 from roomserver.input.judge import Held, Judge, Outcome, Work
 from roomserver.leases import Leases
-from roomserver.storage import partitions
+from roomserver.storage import garbage, partitions
 from servicekit.database import Database
+from servicekit.errors import MatrixError
+from servicekit.grpc.errors import NOT_OWNER
 from servicekit.log.applying import is_transient
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import (
@@ -34,7 +38,7 @@ from servicekit.log.faultpoints import fault_point
 from servicekit.log.outbox import Published
 from servicekit.log.reader import Batch, LogReader
 from servicekit.log.relay import OutboxRelay
-from servicekit.log.subjects import INPUT, partition_filter
+from servicekit.log.subjects import INPUT, OUTPUT, partition_filter, room_output_subject
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver")
@@ -172,6 +176,42 @@ class Processor:
             self._relay.release(number)
         await self._database.write(self._leases.give_up, held)
 
+    async def replay(self, room_ids: list[str]) -> tuple[int, int]:
+        """Judge rooms' dead letters and waiting events once more; returns how many were applied and how many failed.
+
+        Raises:
+            MatrixError: another process owns one of the rooms.
+        """
+        async with self._writing:
+            try:
+                outcome, applied, failed = await self._database.write(self._judge.replay, room_ids, self._held)
+            except OwnershipLost as error:
+                self._judge.failed()
+                raise MatrixError(NOT_OWNER, 503, str(error), 200) from error
+            except BaseException:
+                self._judge.failed()
+                raise
+            self._judge.committed()
+            self._held = {number: mine for number, mine in outcome.held.items() if number in self._held}
+            # Under the lock, so that no later batch's messages are queued before these.
+            published = self._relay.publish(outcome.entries)
+        await self._sent.put(_Sent(outcome, published))
+        return applied, failed
+
+    async def collect_garbage(self, dry_run: bool) -> dict[str, int]:
+        """Collect what nothing refers to; the memory forgets snapshots that may be gone."""
+
+        def collect(conn: Connection) -> dict[str, int]:
+            return garbage.collect(conn, self._now_ms(), dry_run=dry_run)
+
+        if dry_run:
+            return await self._database.read(collect)
+        async with self._writing:
+            try:
+                return await self._database.write(collect)
+            finally:
+                self._judge.failed()
+
     async def settle(self, timeout_s: float = 3.0) -> None:
         """Before the stop: relay and answer what is committed, as far as time allows."""
         try:
@@ -219,14 +259,13 @@ class Processor:
         self._batches += 1
         everything = not batch.messages or self._batches % ADVANCE_ALL_EVERY == 0
         work = Work(batch.messages, batch.through, batch.epoch, advance_all=everything)
-        outcome = await self._commit(work)
+        outcome, published = await self._commit(work)
         self._input_position = batch.through
         self._wake()
         if outcome.answers or outcome.entries:
-            published = self._relay.publish(outcome.entries)
             await self._sent.put(_Sent(outcome, published))
 
-    async def _commit(self, work: Work) -> Outcome:
+    async def _commit(self, work: Work) -> "tuple[Outcome, asyncio.Future[list[Published]]]":
         async with self._writing:
             work.published, self._placed = self._placed, []
             deletable = [item for item in self._relay.deletable() if item.partition in self._held]
@@ -259,7 +298,8 @@ class Processor:
                 number: mine for number, mine in outcome.held.items() if number in self._held
             }
             self._relay.deleted(deletable)
-            return outcome
+            # Under the lock, so that no other commit's messages are queued before these.
+            return outcome, self._relay.publish(outcome.entries)
 
     async def _reload(self) -> None:
         """After the fence: see what is still ours, with the positions that hold."""
@@ -305,6 +345,20 @@ class Processor:
                 self._positions.popitem(last=False)
             self._send_verdicts(outcome)
             self._idle.set()
+            for room_id, partition, output_no in outcome.purges:
+                await self._purge_subject(room_id, self._sequences.get((partition, output_no), 0))
+
+    async def _purge_subject(self, room_id: str, before: int) -> None:
+        """What was told of a purged room goes from the log too, all but the entry that says so."""
+        if not before:
+            return
+        body = {"filter": room_output_subject(room_id, self._leases.partition_count), "seq": before}
+        try:
+            answer = await self._connection.request_api(f"STREAM.PURGE.{OUTPUT}", body)
+        except LogUnavailable as error:
+            answer = {"error": str(error)}
+        if "error" in answer:
+            log.warning("subject_not_purged", room_id=room_id, error=str(answer["error"]))
 
     def _note_published(self, published: list[Published]) -> None:
         for partition, output_no, sequence in published:

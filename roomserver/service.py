@@ -84,6 +84,11 @@ class RoomServer:
         assert self._connection is not None, "not started"
         return self._connection
 
+    @staticmethod
+    def now_ms() -> int:
+        """The clock."""
+        return now_ms()
+
     def routes(self, router: Router) -> None:
         """Serve no HTTP."""
 

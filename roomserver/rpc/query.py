@@ -12,7 +12,7 @@ from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from arbor.roomserver.v1.query_pb2_grpc import QueryServiceServicer
 from matrixlib.identifiers import server_name_of
-from roomserver.rpc import exports, reads
+from roomserver.rpc import exports, graph, reads, state_answers
 from roomserver.storage import events, partitions, snapshots, states, transactions
 from servicekit.errors import MatrixError, invalid_param, not_found
 from servicekit.grpc.errors import NOT_OWNER
@@ -75,8 +75,6 @@ class QueryServicer(QueryServiceServicer):
         self, request: query_pb2.QueryStateRequest, context: Context
     ) -> AsyncIterator[query_pb2.QueryStateResponse]:
         """See query.proto."""
-        from roomserver.rpc import state_answers
-
         for event_id in list(request.event_ids):
             async for part in state_answers.answer(self._database, request, event_id):
                 yield part
@@ -155,6 +153,45 @@ class QueryServicer(QueryServiceServicer):
         return query_pb2.QueryRoomPositionResponse(
             output_sequences=[await self._position(room_id) for room_id in request.room_ids]
         )
+
+    async def QueryVisibility(  # noqa: N802
+        self, request: query_pb2.QueryVisibilityRequest, context: Context
+    ) -> query_pb2.QueryVisibilityResponse:
+        """See query.proto."""
+        if bool(request.user_id) == bool(request.server_name):
+            raise invalid_param("Either a user or a server must be named")
+        visible = await self._database.read(graph.read_visible, request)
+        return query_pb2.QueryVisibilityResponse(visible_event_ids=visible)
+
+    async def QueryAuthChain(  # noqa: N802
+        self, request: query_pb2.QueryAuthChainRequest, context: Context
+    ) -> AsyncIterator[query_pb2.QueryAuthChainResponse]:
+        """See query.proto."""
+        nids = await self._database.read(graph.read_auth_chain, list(request.event_ids))
+        size = PART_IDS if request.ids_only else PART_EVENTS
+        for start in range(0, len(nids), size):
+            part = await self._database.read(
+                state_answers.read_events, nids[start : start + size], request.ids_only
+            )
+            yield query_pb2.QueryAuthChainResponse(events=part)
+
+    async def QueryMissingEvents(  # noqa: N802
+        self, request: query_pb2.QueryMissingEventsRequest, context: Context
+    ) -> query_pb2.QueryMissingEventsResponse:
+        """See query.proto."""
+        return await self._database.read(graph.read_missing, request)
+
+    async def QueryHistory(  # noqa: N802
+        self, request: query_pb2.QueryHistoryRequest, context: Context
+    ) -> query_pb2.QueryHistoryResponse:
+        """See query.proto."""
+        return await self._database.read(graph.read_history, request)
+
+    async def ExplainEvent(  # noqa: N802
+        self, request: query_pb2.ExplainEventRequest, context: Context
+    ) -> query_pb2.ExplainEventResponse:
+        """See query.proto."""
+        return await self._database.read(graph.read_explanation, request.event_id)
 
     async def GetSnapshot(  # noqa: N802
         self, request: query_pb2.GetSnapshotRequest, context: Context

@@ -26,7 +26,7 @@ async def answer(
     work = [("state", found[0][i : i + size]) for i in range(0, len(found[0]), size)]
     work += [("auth_chain", found[1][i : i + size]) for i in range(0, len(found[1]), size)]
     for kind, nids in work:
-        part = await database.read(_read_events, nids, request.ids_only)
+        part = await database.read(read_events, nids, request.ids_only)
         if kind == "state":
             yield query_pb2.QueryStateResponse(event_id=event_id, state=part)
         else:
@@ -52,7 +52,8 @@ def _read_nids(
     return sorted(nids), chain
 
 
-def _read_events(conn: Connection, nids: list[int], ids_only: bool) -> list[common_pb2.Event]:
+def read_events(conn: Connection, nids: list[int], ids_only: bool) -> list[common_pb2.Event]:
+    """Events by number, with or without their bodies."""
     if ids_only:
         ids = events.load_event_ids(conn, nids)
         return [common_pb2.Event(event_id=ids[nid]) for nid in nids if nid in ids]

@@ -1,0 +1,101 @@
+"""Collecting what nothing refers to any more; each statement checks the references itself.
+
+A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so chains of
+bases go from their ends, in a few rounds.
+"""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from roomserver.storage.sql import Sql
+
+DAY_MS = 24 * 3600 * 1000
+STAGING_MS = 2 * DAY_MS
+WAITING_MS = 7 * DAY_MS
+DEAD_MS = 30 * DAY_MS
+
+_UNUSED_RESOLVED = (
+    "snapshot_id NOT IN (SELECT snapshot_id FROM room) AND NOT EXISTS (SELECT 1 FROM event e"
+    " WHERE e.room_nid = resolved_snapshot.room_nid AND e.snapshot_before = resolved_snapshot.snapshot_id)"
+)
+# One pass over the events, not one for each snapshot.
+_USED = (
+    "SELECT snapshot_before FROM event UNION SELECT snapshot_after FROM event UNION SELECT snapshot_id FROM room"
+    " UNION SELECT snapshot_id FROM resolved_snapshot UNION SELECT base_id FROM snapshot"
+)
+_RULES: dict[str, str] = {
+    "transaction_key": "created_ms < ?",
+    "import_event": "import_id IN (SELECT import_id FROM import_job WHERE created_ms < ?)",
+    "import_job": "created_ms < ?",
+    "waiting_for": "waiting_event_id IN (SELECT event_id FROM waiting_event WHERE created_ms < ?)",
+    "waiting_event": "created_ms < ?",
+    "dead_letter": "created_ms < ?",
+}
+_AGES = {
+    "transaction_key": DAY_MS,
+    "import_event": STAGING_MS,
+    "import_job": STAGING_MS,
+    "waiting_for": WAITING_MS,
+    "waiting_event": WAITING_MS,
+    "dead_letter": DEAD_MS,
+}
+_OUTBOX = (
+    "output_no <= (SELECT p.published_no FROM outbox_progress p WHERE p.partition = outbox.partition)"
+)
+_ORPHANS = {
+    "pending_redaction": "redaction_nid NOT IN (SELECT nid FROM event)",
+    "missing_prev": "event_nid NOT IN (SELECT nid FROM event)",
+}
+
+TABLES = (
+    "room",
+    "event",
+    "state_key",
+    "current_state",
+    "snapshot",
+    "resolved_snapshot",
+    "auth_chain",
+    "auth_chain_link",
+    "transaction_key",
+    "output_message",
+    "outbox",
+    "waiting_event",
+    "import_event",
+    "dead_letter",
+    "outlier_membership",
+)
+
+
+def collect(
+    conn: Connection, now_ms: int, *, dry_run: bool, note: Callable[[str, int], None] = lambda table, rows: None
+) -> dict[str, int]:
+    """Delete, or only count, what is not needed; returns rows by table."""
+    collected: dict[str, int] = {}
+    for table, rule in _RULES.items():
+        collected[table] = _apply(conn, table, rule, dry_run, now_ms - _AGES[table])
+    collected["outbox"] = _apply(conn, "outbox", _OUTBOX, dry_run)
+    for table, rule in _ORPHANS.items():
+        collected[table] = _apply(conn, table, rule, dry_run)
+    collected["resolved_snapshot"] = _apply(conn, "resolved_snapshot", _UNUSED_RESOLVED, dry_run)
+    unused = f"id NOT IN ({_USED})"
+    collected["snapshot"] = 0
+    while True:
+        rows = _apply(conn, "snapshot", unused, dry_run)
+        collected["snapshot"] += rows
+        if dry_run or not rows:
+            break
+    for table, rows in collected.items():
+        note(table, rows)
+    return collected
+
+
+def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: int) -> int:
+    if dry_run:
+        return int(Sql(f"SELECT COUNT(*) FROM {table} WHERE {rule}").row(conn, *parameters)[0])  # noqa: S608
+    return Sql(f"DELETE FROM {table} WHERE {rule}").change(conn, *parameters)  # noqa: S608
+
+
+def count_rows(conn: Connection) -> dict[str, int]:
+    """How many rows tables have."""
+    return {table: int(Sql(f"SELECT COUNT(*) FROM {table}").row(conn)[0]) for table in TABLES}  # noqa: S608
