@@ -118,7 +118,9 @@ def _numbers(
         numbers["room_id"] = str(top)
     top += 1
     for index, name in enumerate(["duplicate", "selection", "rejected", "no_create", "room_id"], 1):
-        numbers[f"auth_events.{name}"] = f"{top}.{index}"
+        # Version 12's page leaves out 3.4 and goes on with 3.5.
+        if not (creators and name == "no_create"):
+            numbers[f"auth_events.{name}"] = f"{top}.{index}"
     top += 1
     numbers["federate"] = str(top)
     if aliases:
