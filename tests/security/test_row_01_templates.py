@@ -1,7 +1,7 @@
 """Row 1: nothing that another server hands us is ever signed as it is.
 
-The peer, resident of a room, answers make_join, make_leave and make_knock with templates that are not what was
-asked for. No event with our signature leaves, and the error is a clean one.
+The peer, resident of a room, answers make_join, make_leave and make_knock with templates that are not what
+was asked for. No event with our signature leaves, and the error is a clean one.
 """
 
 from pathlib import Path
@@ -66,11 +66,9 @@ async def test_a_bad_template_is_never_signed(tmp_path: Path, membership: str, n
             event["content"] = {"membership": "leave"}
         peer.answer(f"make_{membership}", lambda _: {"room_version": "10", "event": event})
         peer.answer(f"send_{membership}", lambda _: {})
+        ask = us.parts.joins.join if membership == "join" else us.parts.memberships.knock
         with pytest.raises(MatrixError) as raised:
-            if membership == "join":
-                await us.parts.joins.join(user_id, ROOM_ID, [peer.server_name], {})
-            else:
-                await us.parts.memberships.knock(user_id, ROOM_ID, [peer.server_name], {})
+            await ask(user_id, ROOM_ID, [peer.server_name], {})
         assert raised.value.http_status == 502
         assert peer.asked(f"make_{membership}")
         assert peer.asked(f"send_{membership}") == []

@@ -1,0 +1,169 @@
+"""Rows 2 and 3: only an invite is signed as an invite, and the body says the same as the path.
+
+`/invite` v1 and v2 with other events, senders, users and states; `/send_*` with another room or event in the
+body than in the path. Nothing is signed, stored or queued.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matrixlib.events import Event
+from tests.support.evil_peer import EvilPeer
+from tests.support.federation_alone import FederationAlone
+from tests.support.rooms import Room
+from tests.support.tls_ca import TestCa
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, FederationAlone]]:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        yield peer, us
+
+
+async def invite_v2(
+    peer: EvilPeer,
+    us: FederationAlone,
+    event: Event,
+    *,
+    version: str,
+    room_id: str | None = None,
+    event_id: str | None = None,
+    state: Any = None,
+) -> tuple[int, Any]:
+    path = f"/_matrix/federation/v2/invite/{room_id or event.room_id}/{event_id or event.event_id}"
+    body = {"event": event.pdu, "room_version": version, "invite_room_state": state or []}
+    return await peer.ask("PUT", us.base_url, path, us.server_name, body)
+
+
+def peers_room(peer: EvilPeer, version: str = "10") -> Room:
+    return Room(version, creator=f"@boss:{peer.server_name}")
+
+
+@pytest.mark.parametrize("version", ["10", "12"])
+async def test_a_right_invite_is_signed_and_told(
+    world: tuple[EvilPeer, FederationAlone], version: str
+) -> None:
+    peer, us = world
+    room = peers_room(peer, version)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    status, body = await invite_v2(peer, us, invite, version=version, state=[room.create.pdu])
+    assert status == 200, body
+    assert us.key.key_id in body["event"]["signatures"][us.server_name]
+    assert us.rooms.outlier_memberships[invite.room_id, us.user("alice")].event_id == invite.event_id
+    assert b"m.room.create" in us.input.inputs[0].submit_events.stripped_state_json[0]
+
+
+async def refused(us: FederationAlone, answer: tuple[int, Any], errcode: str = "M_INVALID_PARAM") -> None:
+    status, body = answer
+    assert (status, body["errcode"]) == (400, errcode), body
+    assert us.input.inputs == []
+    assert "signatures" not in body
+
+
+async def test_other_events_are_not_signed(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    alice = us.user("alice")
+    join = room.member(f"@friend:{peer.server_name}", "join")
+    message = room.send(room.creator, "m.room.message", {"body": "x"})
+    levels = room.send(room.creator, "m.room.power_levels", {"users": {alice: 100}}, state_key="")
+    for event in (join, message, levels, room.create):
+        await refused(us, await invite_v2(peer, us, event, version="10"))
+
+
+async def test_an_invite_of_nobody_here_or_by_somebody_else_is_not_signed(
+    world: tuple[EvilPeer, FederationAlone],
+) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    other = room.member("@dora:elsewhere.example", "invite", by=room.creator)
+    await refused(us, await invite_v2(peer, us, other, version="10"))
+    foreign = Room("10", creator="@boss:elsewhere.example")
+    invite = foreign.member(us.user("alice"), "invite", by=foreign.creator)
+    await refused(us, await invite_v2(peer, us, invite, version="10"))
+
+
+async def test_a_forged_invite_is_not_signed(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    forged = {**invite.pdu, "signatures": {peer.server_name: {peer.key.key_id: "A" * 86}}}
+    path = f"/_matrix/federation/v2/invite/{invite.room_id}/{invite.event_id}"
+    body = {"event": forged, "room_version": "10", "invite_room_state": []}
+    await refused(us, await peer.ask("PUT", us.base_url, path, us.server_name, body))
+
+
+async def test_the_path_names_the_event(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    await refused(us, await invite_v2(peer, us, invite, version="10", room_id="!other:x.example"))
+    await refused(us, await invite_v2(peer, us, invite, version="10", event_id="$" + "x" * 43))
+    # Read as another room version it is another event.
+    await refused(us, await invite_v2(peer, us, invite, version="12"))
+    await refused(
+        us,
+        await invite_v2(peer, us, invite, version="none"),
+        "M_INCOMPATIBLE_ROOM_VERSION",
+    )
+
+
+async def test_in_version_12_the_state_must_be_of_the_room(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = peers_room(peer, "12")
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    await refused(us, await invite_v2(peer, us, invite, version="12"), "M_MISSING_PARAM")
+    other = Room("12", creator=room.creator, content={"m.federate": True})
+    await refused(us, await invite_v2(peer, us, invite, version="12", state=[other.create.pdu]))
+    stripped = {"type": "m.room.create", "state_key": "", "sender": room.creator, "content": {}}
+    await refused(us, await invite_v2(peer, us, invite, version="12", state=[stripped]))
+
+
+@pytest.mark.parametrize("membership", ["join", "leave", "knock"])
+async def test_send_takes_only_the_event_of_the_path(
+    world: tuple[EvilPeer, FederationAlone], membership: str
+) -> None:
+    peer, us = world
+    ours = Room("10", creator=us.user("owner"))
+    other = Room("12", creator=us.user("owner"))
+    for room in (ours, other):
+        us.rooms.of[room.create.room_id] = room
+        room.send(room.creator, "m.room.join_rules", {"join_rule": "public"}, state_key="")
+    heads = list(ours.heads)
+    user_id = f"@eve:{peer.server_name}"
+    event = ours.member(user_id, membership)
+    # Not yet there: what came of building it is taken back.
+    del ours.events[event.event_id]
+    ours.heads = heads
+    body = event.pdu
+    base = f"/_matrix/federation/{'v1' if membership == 'knock' else 'v2'}/send_{membership}"
+    for room_id, event_id in (
+        (other.create.room_id, event.event_id),
+        (event.room_id, "$" + "x" * 43),
+    ):
+        status, answer = await peer.ask(
+            "PUT", us.base_url, f"{base}/{room_id}/{event_id}", us.server_name, body
+        )
+        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
+    assert us.input.inputs == []
+
+
+async def test_send_join_takes_only_the_senders_own_join(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = Room("10", creator=us.user("owner"))
+    us.rooms.of[room.create.room_id] = room
+    heads = list(room.heads)
+    made = [
+        room.member("@eve:elsewhere.example", "join"),
+        room.member(f"@eve:{peer.server_name}", "leave", prev=heads),
+        room.send(f"@eve:{peer.server_name}", "m.room.message", {"body": "x"}, prev=heads),
+    ]
+    for event in made:
+        path = f"/_matrix/federation/v2/send_join/{event.room_id}/{event.event_id}"
+        status, answer = await peer.ask("PUT", us.base_url, path, us.server_name, event.pdu)
+        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
+    assert us.input.inputs == []

@@ -1,0 +1,75 @@
+"""Row 20: what other servers answer never logs a client out, and is never passed on as it is."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from servicekit.errors import MatrixError
+from tests.support.evil_peer import Answer, EvilPeer
+from tests.support.federation_alone import FederationAlone
+from tests.support.tls_ca import TestCa
+
+ANSWERS = {
+    "unknown token": Answer(401, b'{"errcode":"M_UNKNOWN_TOKEN","error":"x","soft_logout":true}'),
+    "missing token": Answer(401, b'{"errcode":"M_MISSING_TOKEN","error":"x"}'),
+    "unknown token with 403": Answer(403, b'{"errcode":"M_UNKNOWN_TOKEN","error":"x"}'),
+    "consent": Answer(403, b'{"errcode":"M_CONSENT_NOT_GIVEN","consent_uri":"https://evil"}'),
+    "deactivated": Answer(403, b'{"errcode":"M_USER_DEACTIVATED"}'),
+    "errcode that is no string": Answer(400, b'{"errcode":{"a":1},"error":["x"]}'),
+    "html": Answer(500, b"<script>alert(1)</script>", {"Content-Type": "text/html"}),
+    "no object": Answer(200, b"[1,2,3]"),
+    "no json": Answer(200, b"\xff\xfe"),
+    "nothing": Answer(200, b""),
+    "a redirect": Answer(302, b"{}", {"Location": "https://127.0.0.1:1/x"}),
+}
+SAFE = {"M_UNKNOWN", "M_FORBIDDEN", "M_NOT_FOUND"}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, FederationAlone]]:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        yield peer, us
+
+
+@pytest.mark.parametrize("name", list(ANSWERS))
+async def test_errors_of_others_are_not_ours(world: tuple[EvilPeer, FederationAlone], name: str) -> None:
+    peer, us = world
+    for endpoint in ("make_join", "make_knock", "query", "publicRooms", "hierarchy"):
+        peer.answer(endpoint, lambda _: ANSWERS[name])
+    user_id, server = us.user("alice"), peer.server_name
+    queries = us.parts.servicer._queries
+    for ask in (
+        lambda: us.parts.joins.join(user_id, "!r:x.example", [server], {}),
+        lambda: us.parts.memberships.knock(user_id, "!r:x.example", [server], {}),
+        lambda: queries.alias(f"#room:{server}"),
+        lambda: queries.public_rooms(server, {}),
+        lambda: queries.hierarchy("!r:x.example", [server], False),
+    ):
+        with pytest.raises(MatrixError) as raised:
+            await ask()
+        assert raised.value.http_status != 401
+        assert raised.value.errcode in SAFE
+        assert "soft_logout" not in raised.value.body()
+        assert "<" not in raised.value.message
+
+
+async def test_what_a_client_can_act_on_is_passed_on(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    body = b'{"errcode":"M_INCOMPATIBLE_ROOM_VERSION","error":"no","room_version":"99"}'
+    peer.answer("make_join", lambda _: Answer(400, body))
+    with pytest.raises(MatrixError) as raised:
+        await us.parts.joins.join(us.user("alice"), "!r:x.example", [peer.server_name], {})
+    assert raised.value.body() == {
+        "errcode": "M_INCOMPATIBLE_ROOM_VERSION",
+        "error": "no",
+        "room_version": "99",
+    }
+
+
+async def test_a_server_out_of_reach_is_a_502(world: tuple[EvilPeer, FederationAlone]) -> None:
+    _, us = world
+    with pytest.raises(MatrixError) as raised:
+        await us.parts.joins.join(us.user("alice"), "!r:x.example", ["localhost:1"], {})
+    assert (raised.value.http_status, raised.value.errcode) == (502, "M_UNKNOWN")
