@@ -43,7 +43,7 @@ def print_dead(config: Config, service: str | None, *, trace: bool) -> int:
             if trace:
                 print(row["traceback"])
     if found:
-        print(f"{found} dead; once the cause is mended: arbor log replay SERVICE [ID ...]")
+        print(f"{found} dead; once the cause is mended: arbor log replay SERVICE [ROOM_OR_ID ...]")
     else:
         print("none")
     return 0

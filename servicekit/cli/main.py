@@ -103,8 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
     dead.add_argument("--service", choices=SERVICES, help="only those of one service")
     dead.add_argument("--trace", action="store_true", help="with the traceback")
     replay = log.add_parser("replay", parents=[common], help="apply dead entries again (the server must run)")
-    replay.add_argument("service", choices=SERVICES)
-    replay.add_argument("ids", nargs="*", type=int, metavar="ID", help="of `arbor log dead`; none: all")
+    replay.add_argument("service", nargs="?", default="roomserver", choices=SERVICES)
+    replay.add_argument(
+        "what", nargs="*", metavar="ROOM_OR_ID", help="rooms of the roomserver, letters of others; none: all"
+    )
 
     doctor = commands.add_parser("doctor", parents=[common], help="check everything and say what to do")
     doctor.add_argument("--deep", action="store_true", help="check the databases' pages too")
@@ -208,7 +210,7 @@ def _log(config: Config, options: argparse.Namespace) -> int:
     if options.action == "replay":
         from servicekit.cli.replay import replay
 
-        return replay(config, options.service, options.ids)
+        return replay(config, options.service, options.what)
     from servicekit.cli.log import show
 
     return show(

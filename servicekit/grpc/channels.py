@@ -94,7 +94,8 @@ class _MultiCallable:
             request,
             timeout=timeout if timeout is not None else self._deadline,
             metadata=tuple(sent),
-            wait_for_ready=wait_for_ready,
+            # A service that is being started again is waited for, within the deadline.
+            wait_for_ready=wait_for_ready if wait_for_ready is not None else self._deadline is not None,
             **options,
         )
 

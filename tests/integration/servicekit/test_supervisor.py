@@ -76,6 +76,9 @@ class Run:
             )
         await self.until((self.run_dir / "listeners.json").exists)
         assert (await self.get("/_matrix/media/v3/pid"))["pid"] == self.pids()["mediaapi"]
+        async with asyncio.timeout(20):
+            while await self.get("/_matrix/media/v3/token/good") != {"user_id": "@toy:localhost"}:
+                await asyncio.sleep(0.05)
 
     async def until(self, condition: Any, timeout_s: float = 20) -> None:
         """Wait for a condition."""
