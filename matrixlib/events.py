@@ -268,12 +268,19 @@ def _room_id(
 
 
 def _check_signature_shapes(pdu: dict[str, Any]) -> None:
+    # Plain loops: a generator for each of these small objects would cost more than the checks.
     hashes = pdu.get("hashes")
-    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise EventFormatError("hashes is not an object of strings")
+    if not isinstance(hashes, dict):
+        raise EventFormatError("hashes is not an object")
+    for value in hashes.values():
+        if not isinstance(value, str):
+            raise EventFormatError("hashes is not an object of strings")
     signatures = pdu.get("signatures")
-    if not isinstance(signatures, dict) or not all(
-        isinstance(keys, dict) and all(isinstance(value, str) for value in keys.values())
-        for keys in signatures.values()
-    ):
-        raise EventFormatError("signatures is not an object of objects of strings")
+    if not isinstance(signatures, dict):
+        raise EventFormatError("signatures is not an object")
+    for keys in signatures.values():
+        if not isinstance(keys, dict):
+            raise EventFormatError("signatures is not an object of objects")
+        for value in keys.values():
+            if not isinstance(value, str):
+                raise EventFormatError("signatures is not an object of objects of strings")
