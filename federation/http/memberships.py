@@ -134,7 +134,10 @@ class MembershipRoutes:
 
     def _check_template(self, pdu: Mapping[str, Any], latest: LatestState) -> None:
         """The event would be allowed by the state we see; otherwise it is refused at once."""
-        draft = {**pdu, "hashes": {}, "signatures": {}}
+        # The authorising server will have signed by then: that is us, in send_join.
+        authoriser = pdu["content"].get("join_authorised_via_users_server", "")
+        signatures = {server_name_of(authoriser): {"ed25519:template": ""}} if authoriser else {}
+        draft = {**pdu, "hashes": {}, "signatures": signatures}
         if not latest.version.hashed_event_ids:
             draft["event_id"] = f"$template:{pdu['origin']}"
         event = parse_event(draft, latest.version)

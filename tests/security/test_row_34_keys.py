@@ -1,0 +1,192 @@
+"""Row 34: which keys are believed, for what and for how long."""
+
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.keys.remote import MAX_VALIDITY_MS, KeyObjectError, is_usable, read_key_object
+from federation.storage.keys import KeyRow
+from matrixlib.hashes import encode_base64
+from matrixlib.signing import (
+    SigningKey,
+    decode_signing_key,
+    sign_json,
+    verify_key_from_base64,
+    verify_signed_json,
+)
+from servicekit.config import load_config
+from servicekit.keys import load_old_keys, load_signing_key, rotate_signing_key
+from tests.support.evil_peer import Answer, EvilPeer
+from tests.support.federation_alone import FederationAlone
+from tests.support.tls_ca import TestCa
+
+NOW = 1_800_000_000_000
+NAME = "a.example"
+KEY = SigningKey("ed25519:one", b"1" * 32)
+OTHER = SigningKey("ed25519:two", b"2" * 32)
+
+
+def key_object(*signers: SigningKey, **changes: Any) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "server_name": NAME,
+        "verify_keys": {KEY.key_id: {"key": KEY.verify_key.base64}},
+        "old_verify_keys": {},
+        "valid_until_ts": NOW + 1000,
+        **changes,
+    }
+    for signer in signers or (KEY,):
+        value = sign_json(value, NAME, signer)
+    return value
+
+
+def test_a_right_key_object_gives_its_keys_for_at_most_a_week() -> None:
+    assert read_key_object(key_object(), NAME, NOW) == [
+        KeyRow(KEY.key_id, KEY.verify_key.public_bytes, NOW + 1000, None)
+    ]
+    (row,) = read_key_object(key_object(valid_until_ts=2**62), NAME, NOW)
+    assert row.valid_until_ms == NOW + MAX_VALIDITY_MS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        key_object(server_name="b.example"),
+        key_object(valid_until_ts="soon"),
+        key_object(OTHER),
+        key_object(verify_keys={}),
+        {**key_object(), "valid_until_ts": NOW + 2000},
+        {**key_object(), "signatures": {}},
+        # Signed with two of its keys, and one signature is wrong: then it is wrong.
+        {
+            **key_object(verify_keys={key.key_id: {"key": key.verify_key.base64} for key in (KEY, OTHER)}),
+            "signatures": {NAME: {**key_object()["signatures"][NAME], OTHER.key_id: "A" * 86}},
+        },
+        [],
+        None,
+    ],
+)
+def test_others_are_not_believed(value: Any) -> None:
+    with pytest.raises(KeyObjectError):
+        read_key_object(value, NAME, NOW)
+
+
+def test_weak_and_malformed_keys_are_skipped() -> None:
+    keys = {
+        KEY.key_id: {"key": KEY.verify_key.base64},
+        "ed25519:zero": {"key": encode_base64(bytes(32))},
+        "ed25519:small": {"key": encode_base64(bytes([1]) + bytes(31))},
+        "ed25519:short": {"key": "AAAA"},
+        "ed25519:null": {"key": None},
+        "ed448:x": {"key": KEY.verify_key.base64},
+        "ed25519:": {"key": KEY.verify_key.base64},
+        "ed25519:x y": {"key": KEY.verify_key.base64},
+    }
+    rows = read_key_object(key_object(verify_keys=keys), NAME, NOW)
+    assert [row.key_id for row in rows] == [KEY.key_id]
+
+
+def test_old_keys_are_good_for_the_past_only() -> None:
+    old = {OTHER.key_id: {"key": OTHER.verify_key.base64, "expired_ts": NOW - 5000}}
+    rows = read_key_object(key_object(old_verify_keys=old), NAME, NOW)
+    row = next(row for row in rows if row.key_id == OTHER.key_id)
+    for enforce in (True, False):
+        assert is_usable(row, NOW - 5000, enforce_validity=enforce)
+        assert not is_usable(row, NOW - 4999, enforce_validity=enforce)
+
+
+def test_validity_counts_where_the_room_version_says_so() -> None:
+    row = KeyRow(KEY.key_id, KEY.verify_key.public_bytes, NOW, None)
+    assert is_usable(row, NOW, enforce_validity=True)
+    assert not is_usable(row, NOW + 1, enforce_validity=True)
+    assert is_usable(row, NOW + 1, enforce_validity=False)
+
+
+def test_the_key_file_is_made_for_its_owner_and_rotated(tmp_path: Path) -> None:
+    config = load_config(None, {}, {"server_name": NAME, "data_dir": str(tmp_path)})
+    first = load_signing_key(config, NAME)
+    assert load_signing_key(config, NAME).seed == first.seed
+    assert stat.S_IMODE(config.signing_key_path.stat().st_mode) == 0o600
+    other = load_config(None, {}, {"server_name": NAME, "data_dir": str(tmp_path / "other")})
+    assert load_signing_key(other, NAME).seed != first.seed
+    second = rotate_signing_key(config, NAME, NOW)
+    assert second.key_id != first.key_id
+    assert decode_signing_key(config.signing_key_path.read_text()).seed == second.seed
+    (old,) = load_old_keys(config, NAME)
+    assert (old.verify_key, old.expired_ms) == (first.verify_key, NOW)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, EvilPeer, FederationAlone]]:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, EvilPeer(ca) as notary:
+        settings = {"federation.key_servers": [notary.server_name]}
+        async with FederationAlone(tmp_path, ca, **settings) as us:
+            yield peer, notary, us
+
+
+async def test_keys_are_fetched_once_and_kept(world: tuple[EvilPeer, EvilPeer, FederationAlone]) -> None:
+    peer, _, us = world
+    for _ in range(3):
+        keys = await us.parts.ring.verify_keys(
+            peer.server_name, [peer.key.key_id], NOW, enforce_validity=False
+        )
+        assert keys == {peer.key.key_id: peer.key.verify_key}
+    assert len(peer.asked("server")) == 1
+
+
+async def test_an_unknown_key_is_not_asked_for_again_and_again(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone],
+) -> None:
+    peer, _, us = world
+    for _ in range(5):
+        keys = await us.parts.ring.verify_keys(
+            peer.server_name, ["ed25519:unknown"], NOW, enforce_validity=True
+        )
+        assert keys == {}
+    assert len(peer.asked("server")) == 1
+
+
+async def test_a_notary_is_believed_only_with_both_signatures(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone],
+) -> None:
+    peer, notary, us = world
+    peer.answer("server", lambda _: Answer(500))
+    forged = {**peer.key_object(), "verify_keys": {"ed25519:evil": {"key": OTHER.verify_key.base64}}}
+
+    async def ask() -> dict[str, Any]:
+        us.parts.ring.forget_failure(peer.server_name)
+        return await us.parts.ring.verify_keys(
+            peer.server_name, [peer.key.key_id], NOW, enforce_validity=False
+        )
+
+    for value in (
+        peer.key_object(),  # not signed by the notary
+        sign_json(forged, notary.server_name, notary.key),  # not signed by the server
+        sign_json(peer.key_object(), notary.server_name, OTHER),  # signed with no key of the notary
+    ):
+        notary.answer("query", lambda _, value=value: {"server_keys": [value]})  # type: ignore[misc]
+        assert await ask() == {}
+    right = sign_json(peer.key_object(), notary.server_name, notary.key)
+    notary.answer("query", lambda _: {"server_keys": [right]})
+    assert await ask() == {peer.key.key_id: peer.key.verify_key}
+
+
+async def test_our_keys_and_those_of_others_are_told_signed(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone],
+) -> None:
+    peer, _, us = world
+    status, body = await peer.ask("GET", us.base_url, "/_matrix/key/v2/server", None, signed=False)
+    assert status == 200
+    verify_signed_json(body, us.server_name, us.key.verify_key)
+    assert verify_key_from_base64(us.key.key_id, body["verify_keys"][us.key.key_id]["key"])
+    path = f"/_matrix/key/v2/query/{peer.server_name}"
+    status, body = await peer.ask("GET", us.base_url, path, None, signed=False)
+    (value,) = body["server_keys"]
+    verify_signed_json(value, us.server_name, us.key.verify_key)
+    verify_signed_json(value, peer.server_name, peer.key.verify_key)
+    wanted = {"server_keys": {us.server_name: {}, peer.server_name: {}, "not a name": {}, "localhost:1": {}}}
+    status, body = await peer.ask("POST", us.base_url, "/_matrix/key/v2/query", None, wanted, signed=False)
+    assert {value["server_name"] for value in body["server_keys"]} == {us.server_name, peer.server_name}
