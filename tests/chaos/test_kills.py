@@ -123,33 +123,34 @@ async def test_the_log_hangs_until_acks_are_given_up(
     await talkers.verify()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        # between the INPUT ack and the answer to the client
-        "input.after_ack",
-        "roomserver.before_commit",
-        # between the commit and the publish to OUTPUT
-        "roomserver.after_commit",
-        "relay.before_publish",
-        # between the publish and the deletion from the outbox
-        "relay.after_publish",
-        # in the edge, around the commit of what it read from OUTPUT
-        "follower.before_commit",
-        "follower.after_commit",
-    ],
-)
+# Fault point -> which pass through it is the last: late enough for people and rooms to be there.
+FAULTS = {
+    # between the INPUT ack and the answer to the client
+    "input.after_ack": 40,
+    "roomserver.before_commit": 40,
+    # between the commit and the publish to OUTPUT
+    "roomserver.after_commit": 40,
+    "relay.before_publish": 40,
+    # between the publish and the deletion from the outbox
+    "relay.after_publish": 40,
+    # in the edge, around the commit of what its services, three of them, read from OUTPUT
+    "follower.before_commit": 120,
+    "follower.after_commit": 120,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_a_process_dies_at_a_chosen_point(
     fault: str, tmp_path: Path, session: aiohttp.ClientSession
 ) -> None:
     died = tmp_path / "died"
-    # The first process that passes the point for the twentieth time dies there; its successor does not.
-    environment = {"ARBOR_FAULT": f"{fault}:20", "ARBOR_FAULT_ONCE": str(died)}
+    # The first process to pass the point so often dies there; its successor does not.
+    environment = {"ARBOR_FAULT": f"{fault}:{FAULTS[fault]}", "ARBOR_FAULT_ONCE": str(died)}
     server = ArborServer(tmp_path / "arbor", environment=environment)
     await server.start()
     try:
         talkers = await Talkers.gather(server, session, people=5, rooms=2)
-        async with talkers.talking(messages_each=40):
+        async with talkers.talking(messages_each=60):
             pass
         await talkers.verify()
     finally:
