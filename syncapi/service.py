@@ -24,7 +24,7 @@ from syncapi.applied import Applied
 from syncapi.auth import TokenCache
 from syncapi.consumer import Applier, SnapshotWanted
 from syncapi.filter_source import FilterCache
-from syncapi.http import event, members, messages, state, sync
+from syncapi.http import event, members, messages, relations, state, sync, timestamp
 from syncapi.http.edge import Edge
 from syncapi.live import Live, now_ms
 from syncapi.reads import ReadsFollowWrites
@@ -104,7 +104,7 @@ class SyncApi:
 
     def routes(self, router: Router) -> None:
         """Add the HTTP routes."""
-        for endpoint in (sync, messages, state, members, event):
+        for endpoint in (sync, messages, state, members, event, relations, timestamp):
             endpoint.add_routes(router, self._edge)
 
     def servicers(self) -> list[Any]:

@@ -9,7 +9,7 @@ from syncapi.applied import StoredEvent
 from syncapi.auth import Caller
 from syncapi.filters import EventFilter, parse_room_event_filter
 from syncapi.http.edge import Edge, not_found
-from syncapi.http.rendering import render_list, render_one
+from syncapi.http.rendering import render_list
 from syncapi.storage import events as event_storage
 from syncapi.storage import state
 from syncapi.storage.accounts import load_account_entry
@@ -48,7 +48,7 @@ def _readable(connection: Connection, event: StoredEvent, allowed: access.Access
 def load_one(connection: Connection, caller: Caller, room_id: str, event_id: str) -> bytes:
     """Return the event."""
     event, allowed, members = find_event(connection, caller, room_id, event_id)
-    return render_one(caller, event, allowed.past, members)
+    return render_list(connection, caller, [event], allowed.past, members)
 
 
 def load_context(
@@ -100,7 +100,7 @@ def load_context(
     return b'{"start":%b,"end":%b,"event":%b,"events_before":[%b],"events_after":[%b],"state":[%b]}' % (
         orjson.dumps(str(start)),
         orjson.dumps(str(end)),
-        render_one(caller, event, past, memberships),
+        render_list(connection, caller, [event], past, memberships),
         render_list(connection, caller, before, past, memberships),
         render_list(connection, caller, after, past, memberships),
         render_list(connection, caller, current, past, {}),

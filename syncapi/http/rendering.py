@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 
 from syncapi.applied import StoredEvent
 from syncapi.auth import Caller
+from syncapi.bundles import load_bundles
 from syncapi.rendering import full_event
 from syncapi.sync.context import transaction_id
 from syncapi.visibility import Past, membership_at
@@ -32,5 +33,9 @@ def render_list(
     past: Past,
     members: Mapping[int, str],
 ) -> bytes:
-    """Return events as the inside of a JSON array."""
-    return b",".join([render_one(caller, event, past, members) for event in events])
+    """Return events as the inside of a JSON array, with what relates to them bundled."""
+    listed = list(events)
+    bundles = load_bundles(connection, [event for event in listed if event.state_key is None], past)
+    return b",".join(
+        [render_one(caller, event, past, members, bundles.get(event.event_id)) for event in listed]
+    )

@@ -19,6 +19,8 @@ class Reader:
     ignored: frozenset[str] = frozenset()
     # federation format: event id -> PDU, fetched beforehand; empty: client format
     pdus: Mapping[str, bytes] = field(default_factory=dict)
+    # event id -> `m.relations`, where anything relates to the event
+    bundles: dict[str, bytes] = field(default_factory=dict)
 
     def render(self, event: StoredEvent, past: Past, members: Mapping[int, str]) -> bytes:
         """Return an event as this reader gets it."""
@@ -29,6 +31,7 @@ class Reader:
             event.unsigned,
             membership_at(past, event, members),
             transaction_id=transaction_id(event, self.user_id, self.device_id),
+            relations=self.bundles.get(event.event_id) if self.bundles else None,
         )
         return rendered if self.filter.fields is None else self._with_fields(rendered)
 

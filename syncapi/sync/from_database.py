@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from syncapi.applied import ReceiptMoved, RoomCounters, StoredEvent, UserRoom
+from syncapi.bundles import load_bundles
 from syncapi.storage import accounts, members, receipts, rooms, state, to_device
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
@@ -270,6 +271,14 @@ class _Builder:
         )
         if reader.filter.lazy_load_members and not full:
             self.result.members += [event for event in chosen if event.type == "m.room.member"]
+        reader.bundles |= load_bundles(
+            self.connection,
+            [event for event in timeline.events if event.state_key is None],
+            past,
+            through=self.through,
+            ignored=reader.ignored,
+            with_room_id=False,
+        )
         ephemeral: list[bytes] = []
         if reader.filter.ephemeral.passes_room(row.room_id):
             if row.room_id in self.typing:
