@@ -49,6 +49,9 @@ IDLE_S = 0.5
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
 MAX_POSITIONS = 100_000
+MAX_CONTENDED = 10_000
+CONTENDED_S = 1.0
+"""So long after a STALE the other writers of the room are told so."""
 ADVANCE_ALL_EVERY = 64
 MAX_VERDICT_BYTES = 512 * 1024
 
@@ -76,6 +79,8 @@ class Processor:
         self._relay = OutboxRelay(connection, "roomserver", kind="room.output")
         self._placed: list[tuple[int, int, int]] = []
         self._positions: OrderedDict[str, int] = OrderedDict()
+        # room -> when a writer was last told STALE, and which; oldest first
+        self._stale: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._sequences: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._reader: LogReader | None = None
         self._input_position = 0
@@ -369,7 +374,24 @@ class Processor:
         while len(self._sequences) > MAX_POSITIONS:
             self._sequences.popitem(last=False)
 
+    def _mark_contended(self, answers: list[Answer]) -> None:
+        """Tell a writer whose chain was accepted that another one is waiting for its turn in that room."""
+        now = time.monotonic()
+        stale = self._stale
+        for answer in answers:
+            if answer.verdict.code == input_pb2.VERDICT_CODE_STALE and answer.reply_to:
+                stale.pop(answer.room_id, None)
+                stale[answer.room_id] = (now, answer.reply_to)
+        while stale and (len(stale) > MAX_CONTENDED or next(iter(stale.values()))[0] < now - CONTENDED_S):
+            del stale[next(iter(stale))]
+        if stale:
+            for answer in answers:
+                last = stale.get(answer.room_id)
+                if last is not None and last[1] != answer.reply_to:
+                    answer.verdict.contended = True
+
     def _send_verdicts(self, outcome: Outcome) -> None:
+        self._mark_contended(outcome.answers)
         by_writer: dict[str, list[input_pb2.Verdict]] = {}
         for answer in outcome.answers:
             if not answer.reply_to:

@@ -1,18 +1,18 @@
 """A room's lane: what is to be sent into one room goes through here, in order.
 
-    submit ──► waiting ──► one tick's requests, built as a chain on the head ──► one INPUT message ──►
-    verdicts
-                  ▲                  ▲ head: own events not yet judged included         │
-                  └──── rebuilt, in order, same transaction keys ◄── STALE ─────────────┘
+    submit ──► waiting ──► one tick's requests, built as a chain on the head ──► one message ──► verdicts
+                  ▲                  ▲ head: own events not yet judged included   │
+                  └──── rebuilt, in order, same transaction keys ◄── STALE ───────┘
 
 Pipelined: the next chain is built on the last one without waiting for its ack or verdict, up to `WINDOW`
 messages.
 
-STALE means that another writer was quicker. The lane takes the verdict's heads and state over, waits until
-everything built on the old view has come back, and builds it anew; from the third try it lets the room
-fork. For a while the lane is then *contended*: one message under way at a time, with all that waits chained
-in it, the head asked for anew before each, and a small random pause after each, so that the other writer
-gets its turn. Two writers then take turns instead of making each other's chains stale.
+STALE means that another writer was quicker; the quicker one is told so, too (`contended`). The lane takes
+the verdict's heads and state over, waits until everything built on the old view has come back, and builds
+it anew; from the third try it lets the room fork. For a while the lane is then *contended*: one message
+under way at a time, with all that waits chained in it, the head asked for anew before each, and a small
+random pause after each, so that the other writer gets its turn. Two writers then take turns instead of
+making each other's chains stale.
 """
 
 import asyncio
@@ -43,6 +43,7 @@ WINDOW = 16
 CHAIN_MAX_ENTRIES = 100
 CHAIN_MAX_BYTES = 600_000
 CONTENDED_S = 1.0
+MAX_TURN_S = 0.2
 MAY_FORK_FROM_TRY = 3
 FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
 
@@ -390,7 +391,8 @@ class RoomLane:
                 del self._in_flight[generation]
             self._turn_s = 0.8 * self._turn_s + 0.2 * (loop.time() - written_s)
             if loop.time() < self._contended_until_s:
-                self._pause_s = random.uniform(0.5, 2.0) * min(self._turn_s, 0.05)  # noqa: S311
+                # The other writer, told STALE just now, needs a whole turn: to build, write and hear.
+                self._pause_s = random.uniform(1.5, 3.0) * min(self._turn_s, MAX_TURN_S)  # noqa: S311
             self._progress.set()
 
         self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
@@ -415,6 +417,8 @@ class RoomLane:
         assert built is not None
         match outcome.code:
             case input_pb2.VERDICT_CODE_ACCEPTED:
+                if outcome.contended:
+                    self._contend()
                 request.succeed(Sent(outcome.event_id or built.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_DUPLICATE:
                 if outcome.event_id != built.event_id:
@@ -445,8 +449,10 @@ class RoomLane:
             # The first to come back of what was built on this view: another writer was quicker.
             self._generation += 1
             self._head = Head.from_stale(built, request.auth_state, stale)
-            self._contended_until_s = asyncio.get_running_loop().time() + CONTENDED_S
-            self._pause_s = 0.0
+            known = self._contend()
+            # The other writer hears only now that it is not alone, and may have more under way.
+            turns = 0.0 if known else random.uniform(1.0, 1.5)  # noqa: S311
+            self._pause_s = turns * min(self._turn_s, MAX_TURN_S)
             _stale_messages.inc()
         else:
             head = self._head
@@ -456,6 +462,13 @@ class RoomLane:
             elif not head.provisional and stale.output_sequence == head.output_sequence:
                 head.merge_stale(built.room_version, stale)
         self._again(request)
+
+    def _contend(self) -> bool:
+        """Another writer is in this room: take turns for a while. Returns whether that was known."""
+        now = asyncio.get_running_loop().time()
+        known = now < self._contended_until_s
+        self._contended_until_s = now + CONTENDED_S
+        return known
 
     def _lose_view(self, request: LaneRequest) -> None:
         """What was built after this request stands on an event that will never be: the view is void."""

@@ -49,6 +49,7 @@ class Answer(NamedTuple):
     partition: int
     row: EventRow | None
     room: RoomWork | None
+    room_id: str
 
 
 class _Mark(NamedTuple):
@@ -347,7 +348,7 @@ class Batch:
         entry = request.entry
         verdict.request_id = entry.request_id
         partition = self.context.partition_of(request.room_id)
-        self.answers.append(Answer(entry.reply_to, verdict, partition, row, room))
+        self.answers.append(Answer(entry.reply_to, verdict, partition, row, room, request.room_id))
 
     # -- the end
 

@@ -404,7 +404,8 @@ class Judge:
             code=Code.VERDICT_CODE_REJECTED,
             rejection=input_pb2.Rejection(rule="internal", reason="the entry could not be applied", errcode="M_UNKNOWN"),
         )
-        answer = Answer(request.entry.reply_to, verdict, self.context.partition_of(request.room_id), None, None)
+        partition = self.context.partition_of(request.room_id)
+        answer = Answer(request.entry.reply_to, verdict, partition, None, None, request.room_id)
         return Outcome([], [answer], {}, {}, held, 1)
 
 

@@ -373,6 +373,7 @@ class Verdict(_message.Message):
     STALE_FIELD_NUMBER: _builtins.int
     MISSING_EVENT_IDS_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    CONTENDED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The entry's request id."""
     code: Global___VerdictCode.ValueType
@@ -383,6 +384,8 @@ class Verdict(_message.Message):
     """The OUTPUT stream sequence that holds the result. 0: nothing was told on OUTPUT."""
     retry_after_ms: _builtins.int
     """Set for BUSY, in milliseconds."""
+    contended: _builtins.bool
+    """Another writer was told STALE in this room a moment ago: leave it a turn before you write there again."""
     @_builtins.property
     def rejection(self) -> Global___Rejection:
         """Why it was refused. Set for REJECTED and SOFT_FAILED."""
@@ -406,10 +409,11 @@ class Verdict(_message.Message):
         stale: Global___StaleHeads | None = ...,
         missing_event_ids: _abc.Iterable[_builtins.str] | None = ...,
         retry_after_ms: _builtins.int = ...,
+        contended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rejection", b"rejection", "stale", b"stale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "event_id", b"event_id", "missing_event_ids", b"missing_event_ids", "output_sequence", b"output_sequence", "rejection", b"rejection", "request_id", b"request_id", "retry_after_ms", b"retry_after_ms", "stale", b"stale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "contended", b"contended", "event_id", b"event_id", "missing_event_ids", b"missing_event_ids", "output_sequence", b"output_sequence", "rejection", b"rejection", "request_id", b"request_id", "retry_after_ms", b"retry_after_ms", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
