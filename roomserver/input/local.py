@@ -222,10 +222,20 @@ def _judge_event(
     if refusal is not None:
         return refusal
     row = apply.make_row(batch, work, event, status=ACCEPTED, before=before, after=0, auth=found.nids)
-    row.prev = tuple(prev.nid for prev in map(batch.row_of, event.prev_event_ids) if prev is not None)
+    row.prev = tuple(_nid_of(batch, work, prev_id) for prev_id in event.prev_event_ids)
     batch.add_row(row, event)
     apply.apply_event(batch, work, event, row, state, transaction_key=transaction_key)
     return row
+
+
+def _nid_of(batch: Batch, work: RoomWork, event_id: str) -> int:
+    """The number of a prev event that is known to be here."""
+    head = work.heads.get(event_id)
+    if head is not None:
+        return head.nid
+    row = batch.row_of(event_id)
+    assert row is not None, f"{event_id} was here before"
+    return row.nid
 
 
 def _state_before(batch: Batch, work: RoomWork, event: Event) -> int | Refusal:

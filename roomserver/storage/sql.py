@@ -1,17 +1,19 @@
 """Statements written once for both databases, handed to the driver as they are.
 
-SQLAlchemy's own compilation and parameter handling costs several times what SQLite needs for a row; what is
-written or looked up for each event goes this way. `?` stands for a parameter, `IN ?` for a list of integers or
-texts as one parameter, so that the text of a statement never depends on its values.
+SQLAlchemy's own compilation, execution context and result objects cost several times what SQLite needs for a
+row; what is written or looked up for each event goes to the driver's connection inside SQLAlchemy's
+transaction. Errors come out as SQLAlchemy's, so that nobody has to know.
+
+`?` stands for a parameter, `IN ?` for a list of integers or texts as one parameter, so that the text of a
+statement never depends on its values.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection
-
-Row = Sequence[Any]
+from sqlalchemy.exc import DBAPIError
 
 
 class Sql:
@@ -25,10 +27,18 @@ class Sql:
 
     def rows(self, conn: Connection, *parameters: Any) -> list[Any]:
         """Run it and return all rows. A list parameter belongs to `IN ?`."""
-        if conn.dialect.name == "sqlite":
-            values = tuple([orjson.dumps(p).decode() if type(p) is list else p for p in parameters])
-            return list(conn.exec_driver_sql(self._sqlite, values))
-        return list(conn.exec_driver_sql(self._postgresql, parameters))
+        driver: Any = conn.connection.dbapi_connection
+        try:
+            if conn.dialect.name == "sqlite":
+                values = [orjson.dumps(p).decode() if type(p) is list else p for p in parameters]
+                found: list[Any] = driver.execute(self._sqlite, values).fetchall()
+            else:
+                with driver.cursor() as cursor:
+                    cursor.execute(self._postgresql, parameters)
+                    found = cursor.fetchall()
+        except Exception as error:
+            raise _converted(conn, self._postgresql, error) from error
+        return found
 
     def row(self, conn: Connection, *parameters: Any) -> Any:
         """Run it and return the first row, or None."""
@@ -37,23 +47,57 @@ class Sql:
 
     def change(self, conn: Connection, *parameters: Any) -> int:
         """Run it and return how many rows changed."""
-        if conn.dialect.name == "sqlite":
-            values = tuple([orjson.dumps(p).decode() if type(p) is list else p for p in parameters])
-            return conn.exec_driver_sql(self._sqlite, values).rowcount
-        return conn.exec_driver_sql(self._postgresql, parameters).rowcount
+        driver: Any = conn.connection.dbapi_connection
+        try:
+            if conn.dialect.name == "sqlite":
+                values = [orjson.dumps(p).decode() if type(p) is list else p for p in parameters]
+                return int(driver.execute(self._sqlite, values).rowcount)
+            with driver.cursor() as cursor:
+                cursor.execute(self._postgresql, parameters)
+                return int(cursor.rowcount)
+        except Exception as error:
+            raise _converted(conn, self._postgresql, error) from error
 
     def many(self, conn: Connection, rows: Iterable[tuple[Any, ...]]) -> int:
         """Run it once for each row of parameters and return how many rows changed in all; nothing for none."""
         values = rows if isinstance(rows, list) else list(rows)
         if not values:
             return 0
-        text = self._sqlite if conn.dialect.name == "sqlite" else self._postgresql
-        if len(values) == 1:
-            return conn.exec_driver_sql(text, values[0]).rowcount
-        return conn.exec_driver_sql(text, values).rowcount
+        driver: Any = conn.connection.dbapi_connection
+        try:
+            if conn.dialect.name == "sqlite":
+                if len(values) == 1:
+                    return int(driver.execute(self._sqlite, values[0]).rowcount)
+                return int(driver.executemany(self._sqlite, values).rowcount)
+            with driver.cursor() as cursor:
+                if len(values) == 1:
+                    cursor.execute(self._postgresql, values[0])
+                else:
+                    cursor.executemany(self._postgresql, values)
+                return int(cursor.rowcount)
+        except Exception as error:
+            raise _converted(conn, self._postgresql, error) from error
 
 
-def chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+def _converted(conn: Connection, text: str, error: Exception) -> Exception:
+    """The error as SQLAlchemy would have it; a lost connection is marked as such."""
+    dialect = conn.dialect
+    errors: Any = dialect.loaded_dbapi.Error
+    if not isinstance(error, errors):
+        return error
+    lost = False
+    if not conn.invalidated:
+        lost = bool(dialect.is_disconnect(error, conn.connection.dbapi_connection, None))  # type: ignore[arg-type]
+    if lost:
+        conn.invalidate(error)
+    return DBAPIError.instance(  # type: ignore[no-any-return, call-overload]
+        text, None, error, errors, connection_invalidated=lost, dialect=dialect
+    )
+
+
+def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Cut a long list into parts."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
+
+

@@ -43,6 +43,7 @@ class JudgeBench:
         raise_on_type: str = "",
         now_ms: Any = None,
         relay: bool = True,
+        keep_output: bool = True,
     ) -> None:
         self.database = database or Database(url, metadata, "roomserver.storage.migrations", reader_threads=1)
         if database is None:
@@ -65,6 +66,7 @@ class JudgeBench:
         self.sequence = max((row.input_position for row in self.rows()), default=0)
         self.output_sequence = 0
         self.relay = relay
+        self.keep_output = keep_output
         self.output: list[OutputMessage] = []
         self.raw: list[bytes] = []
         self.sequences: dict[tuple[int, int], int] = {}
@@ -110,13 +112,15 @@ class JudgeBench:
         return self._relay(outcome)
 
     def _relay(self, outcome: Outcome) -> list[input_pb2.Verdict]:
+        self.verdict_codes = [answer.verdict.code for answer in outcome.answers]
         for entry in outcome.entries:
             self.output_sequence += 1
             self.sequences[entry.partition, entry.output_no] = self.output_sequence
             if self.relay:
                 self._placed.append((self.output_sequence, entry.partition, entry.output_no))
-            self.raw.append(entry.data)
-            self.output.append(OutputMessage.FromString(entry.data))
+            if self.keep_output:
+                self.raw.append(entry.data)
+                self.output.append(OutputMessage.FromString(entry.data))
         for answer in outcome.answers:
             if answer.row is not None:
                 place = (answer.partition, answer.row.output_no)

@@ -1,0 +1,227 @@
+"""What the RoomServer's judge costs: INPUT batches straight into it, with a SQLite file, no log and no network.
+
+    python -m benchmarks.roomserver_bench            CPU per event at batch 1, 16 and 64, for 1 and 50 rooms
+    python -m benchmarks.roomserver_bench --disk     bytes on disk per event in a large room
+
+Events are built and signed before the clock starts. CPU time is that of the process, its writer thread included.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matrixlib.event_builder import build_event
+from matrixlib.events import Event
+from matrixlib.room_versions import ROOM_VERSIONS
+from servicekit.log.reader import LogMessage
+from tests.support.judging import JudgeBench, local
+from tests.support.rooms import key_of
+
+SERVER = "a.example"
+ALICE = f"@alice:{SERVER}"
+VERSION = ROOM_VERSIONS["12"]
+KEY = key_of(SERVER)
+
+
+class Writer:
+    """Builds a room's events quickly: one chain, state by key."""
+
+    def __init__(self, name: str) -> None:
+        self.state: dict[tuple[str, str], str] = {}
+        self.room_id: str | None = None
+        self.head: list[str] = []
+        self.depth = 0
+        self.clock = 1_700_000_000_000
+        self.first = [
+            self.send(ALICE, "m.room.create", {"room_version": "12", "name": name}, ""),
+            self.send(ALICE, "m.room.member", {"membership": "join"}, ALICE),
+            self.send(ALICE, "m.room.power_levels", {"users": {}}, ""),
+            self.send(ALICE, "m.room.join_rules", {"join_rule": "public"}, ""),
+            self.send(ALICE, "m.room.history_visibility", {"history_visibility": "shared"}, ""),
+        ]
+
+    def send(self, sender: str, type_: str, content: dict[str, Any], state_key: str | None = None) -> Event:
+        """Build the next event."""
+        keys = [("m.room.power_levels", ""), ("m.room.member", sender)]
+        if type_ == "m.room.member":
+            keys += [("m.room.join_rules", "")]
+        self.depth += 1
+        self.clock += 1
+        event = build_event(
+            VERSION,
+            room_id=self.room_id,
+            sender=sender,
+            type=type_,
+            content=content,
+            state_key=state_key,
+            prev_events=self.head,
+            auth_event_ids=[] if type_ == "m.room.create" else [self.state[k] for k in keys if k in self.state],
+            depth=self.depth,
+            origin_server_ts=self.clock,
+            server_name=SERVER,
+            signing_key=KEY,
+        )
+        self.room_id = event.room_id
+        self.head = [event.event_id]
+        if state_key is not None:
+            self.state[type_, state_key] = event.event_id
+        return event
+
+
+def make_bench(folder: str) -> JudgeBench:
+    """A judge on a fresh file."""
+    bench = JudgeBench(f"sqlite:///{Path(folder) / 'r.db'}", keep_output=False)
+    return bench
+
+
+def measure(
+    rooms: int, batch: int, count: int, make: Callable[[Writer, int], Event], *, profile: bool = False
+) -> float:
+    """CPU milliseconds per event."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = make_bench(folder)
+        writers = [Writer(f"room {number}") for number in range(rooms)]
+        for writer in writers:
+            bench.submit(local(writer.room_id or "", writer.first))
+        requests = []
+        for number in range(count):
+            writer = writers[number % rooms]
+            requests.append(local(writer.room_id or "", [make(writer, number)], txn=f"t{number}"))
+        messages = bench.messages(requests)
+        batches = [messages[start : start + batch] for start in range(0, len(messages), batch)]
+        run(bench, batches[:2])
+        profiler = None
+        if profile:
+            import cProfile
+
+            profiler = cProfile.Profile()
+            judge_apply = bench.judge.apply
+            bench.judge.apply = lambda *args: profiler.runcall(judge_apply, *args)  # type: ignore[method-assign]
+        started, wall = time.process_time(), time.perf_counter()
+        run(bench, batches[2:])
+        cpu_ms = (time.process_time() - started) * 1000 / (count - 2 * batch)
+        wall_ms = (time.perf_counter() - wall) * 1000 / (count - 2 * batch)
+        bench.close()
+        if profiler is not None:
+            import pstats
+
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
+        print(f"{'':14}wall {wall_ms:6.3f} ms", end="")
+        return cpu_ms
+
+
+def run(bench: JudgeBench, batches: list[list[LogMessage]]) -> None:
+    """Judge batches; all must be accepted."""
+    for messages in batches:
+        verdicts = bench.judge_messages(messages)
+        assert all(verdict.code == 1 for verdict in verdicts), [v for v in verdicts if v.code != 1][:1]
+
+
+def message(writer: Writer, number: int) -> Event:
+    """A message."""
+    return writer.send(ALICE, "m.room.message", {"msgtype": "m.text", "body": f"message number {number}"})
+
+
+def topic(writer: Writer, number: int) -> Event:
+    """A change of state."""
+    return writer.send(ALICE, "m.room.topic", {"topic": f"topic {number}"}, "")
+
+
+def join(writer: Writer, number: int) -> Event:
+    """A join of somebody new."""
+    user = f"@user{number}:{SERVER}"
+    return writer.send(user, "m.room.member", {"membership": "join", "displayname": f"User {number}"}, user)
+
+
+def measure_disk(events: int, members: int, changes: int) -> None:
+    """Bytes on disk per event in a large room."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = make_bench(folder)
+        writer = Writer("large")
+        bench.submit(local(writer.room_id or "", writer.first))
+        started = time.process_time()
+        users = [f"@user{number}:{SERVER}" for number in range(members)]
+        pending: list[Any] = []
+
+        def flush() -> None:
+            if pending:
+                run(bench, [bench.messages(pending)])
+                pending.clear()
+
+        def put(event: Event, number: int) -> None:
+            pending.append(local(writer.room_id or "", [event], txn=f"t{number}"))
+            if len(pending) == 64:
+                flush()
+
+        for number in range(members):
+            put(join(writer, number), number)
+        flush()
+        bench.settle()
+        joined = size_of(folder)
+        every = max(events // max(changes, 1), 1)
+        for number in range(events):
+            if number % every == 0:
+                put(topic(writer, number), members + number)
+            else:
+                sender = users[number % len(users)]
+                body = {"msgtype": "m.text", "body": f"This is message number {number}, of common length."}
+                put(writer.send(sender, "m.room.message", body), members + number)
+        flush()
+        bench.settle()
+        total = size_of(folder)
+        print(f"{members} joins: {joined / members:.0f} bytes each")
+        print(f"{events} events, {changes} changes of state: {(total - joined) / events:.0f} bytes each")
+        print(f"CPU, building included: {(time.process_time() - started) * 1000 / (events + members):.3f} ms each")
+        for name, size in table_sizes(bench):
+            print(f"  {name:40} {size / (events + members):7.1f} bytes/event")
+        bench.close()
+
+
+def size_of(folder: str) -> int:
+    """Bytes of the database's files, the log of writes left out."""
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix == ".db")
+
+
+def table_sizes(bench: JudgeBench) -> list[tuple[str, int]]:
+    """Bytes by table and index, where SQLite can say it."""
+
+    def read(conn: Any) -> list[tuple[str, int]]:
+        rows = conn.exec_driver_sql("SELECT name, SUM(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC LIMIT 16")
+        return [(row[0], row[1]) for row in rows]
+
+    try:
+        return bench.database.read_sync(read)
+    except Exception:
+        return []
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--disk", action="store_true")
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--members", type=int, default=10_000)
+    parser.add_argument("--changes", type=int, default=1_000)
+    parser.add_argument("--count", type=int, default=2_000)
+    parser.add_argument("--profile", default="", help="kind of event to profile at batch 64: message, topic or join")
+    arguments = parser.parse_args()
+    kinds = {"message": message, "topic": topic, "join": join}
+    if arguments.disk:
+        measure_disk(arguments.events, arguments.members, arguments.changes)
+        return
+    if arguments.profile:
+        measure(1, 64, arguments.count, kinds[arguments.profile], profile=True)
+        return
+    for name, make in kinds.items():
+        for rooms in (1, 50):
+            for batch in (1, 16, 64):
+                count = min(arguments.count, 600) if batch == 1 else arguments.count
+                cpu_ms = measure(rooms, batch, count, make)
+                print(f"  {name:8} {rooms:3} rooms, batch {batch:3}: {cpu_ms:6.3f} ms CPU per event")
+
+
+if __name__ == "__main__":
+    main()
