@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection
 
 from syncapi.storage import accounts
-from syncapi.storage.sql import rows_in
+from syncapi.storage.sql import rows, rows_in
 from syncapi.storage.tables import MAX_POSITION
 
 
@@ -29,12 +29,16 @@ def load_device_lists(
     user_id: str,
     joined: Sequence[str],
     newly_joined: Sequence[str],
-    newly_left: Sequence[str],
+    newly_left: Sequence[tuple[str, int]],
     *,
     since: int,
     through: int,
 ) -> tuple[list[str], list[str]]:
-    """Return (changed, left) of the users with whom rooms are, or were, shared."""
+    """Return (changed, left) of the users with whom rooms are, or were, shared.
+
+    Args:
+        newly_left: rooms that the user left, with where.
+    """
     changed: set[str] = set()
     updated = accounts.load_device_lists(connection, since, through)
     if updated:
@@ -55,16 +59,26 @@ def load_device_lists(
         else:
             went.discard(user)
     changed |= came
-    for room_ids, into in ((newly_joined, changed), (newly_left, went)):
-        if room_ids:
-            into |= {
-                user
-                for (user,) in rows_in(
-                    connection,
-                    "SELECT state_key FROM room_state WHERE room_id IN (@) AND type = 'm.room.member'"
-                    f" AND until_position = {MAX_POSITION} AND membership = 'join'",
-                    room_ids,
-                )
-            }
+    if newly_joined:
+        changed |= {
+            user
+            for (user,) in rows_in(
+                connection,
+                "SELECT state_key FROM room_state WHERE room_id IN (@) AND type = 'm.room.member'"
+                f" AND until_position = {MAX_POSITION} AND membership = 'join'",
+                newly_joined,
+            )
+        }
+    for room_id, position in newly_left:
+        # Who was there at leaving, not who came later.
+        went |= {
+            user
+            for (user,) in rows(
+                connection,
+                "SELECT state_key FROM room_state WHERE room_id = ? AND type = 'm.room.member'"
+                " AND since_position <= ? AND until_position > ? AND membership = 'join'",
+                (room_id, position, position),
+            )
+        }
     left = went - _sharing(connection, joined, went) - {user_id} if went else set()
     return sorted(changed - {user_id} | (changed & set(updated))), sorted(left)

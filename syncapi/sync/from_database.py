@@ -152,10 +152,10 @@ class _Builder:
 
     def _memberships(
         self, rows: list[UserRoom], histories: Mapping[str, list[tuple[int, int, str]]]
-    ) -> tuple[set[str], list[str]]:
+    ) -> tuple[set[str], list[tuple[str, int]]]:
         """Make invites, knocks and left rooms; returns rooms that are new to the client, and left ones."""
         newly_joined: set[str] = set()
-        newly_left: list[str] = []
+        newly_left: list[tuple[str, int]] = []
         for row in rows:
             is_new = self.since is None or row.position > self.since
             history = histories.get(row.room_id, [])
@@ -168,7 +168,7 @@ class _Builder:
             elif row.membership in ("invite", "knock"):
                 self._invited(row)
                 if self.since is not None and self._was_joined(history):
-                    newly_left.append(row.room_id)
+                    newly_left.append((row.room_id, row.joined_until or row.position))
             elif self.since is not None or self.reader.filter.include_leave:
                 was_joined = self._was_joined(history)
                 rendered = render_left(
@@ -184,7 +184,7 @@ class _Builder:
                 if rendered is not None:
                     self.answer.leave[row.room_id] = rendered
                 if was_joined:
-                    newly_left.append(row.room_id)
+                    newly_left.append((row.room_id, row.joined_until or row.position))
         return newly_joined, newly_left
 
     def _invited(self, row: UserRoom) -> None:

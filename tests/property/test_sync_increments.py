@@ -1,11 +1,10 @@
-"""Old state + increments = fresh state: whatever a client accumulated over `/sync` equals a fresh initial sync.
+"""Old state + increments = fresh state: what a client accumulated equals a fresh initial sync.
 
-Random conversations over several rooms; clients that sync at random moments, with different filters, some from
-memory and some from the database (the window is thrown away at random).
+Random conversations over several rooms; clients that sync at random moments, with different filters,
+some from memory and some from the database (the window is thrown away at random).
 """
 
 import asyncio
-import functools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,8 +141,26 @@ def act(world: SyncWorld, rooms: list[Room], draw: Any) -> None:
     other = draw(st.sampled_from(USERS))
     kind = draw(
         st.sampled_from(
-            ["say", "say", "say", "topic", "name", "join", "leave", "kick", "invite", "ban", "profile"]
-            + ["redact", "receipt", "tag", "visibility", "mention", "data", "private_receipt"]
+            [
+                "say",
+                "say",
+                "say",
+                "topic",
+                "name",
+                "join",
+                "leave",
+                "kick",
+                "invite",
+                "ban",
+                "profile",
+                "redact",
+                "receipt",
+                "tag",
+                "visibility",
+                "mention",
+                "data",
+                "private_receipt",
+            ]
         )
     )
     theirs = membership(room, other)
@@ -226,22 +243,12 @@ async def converse(world: SyncWorld, draw: Any) -> None:
         compare(client, fresh)
 
 
-@functools.cache
-def template() -> bytes:
-    """The file of an empty database: migrations cost more than a conversation."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "sync.db"
-        SyncWorld(f"sqlite:///{file}").close()
-        return file.read_bytes()
-
-
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_increments_lead_where_a_fresh_sync_does(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "sync.db"
-        file.write_bytes(template())
-        world = SyncWorld(f"sqlite:///{file}", migrated_file=True)
+        world = SyncWorld(f"sqlite:///{file}")
         try:
             asyncio.run(converse(world, data.draw))
         finally:

@@ -9,8 +9,11 @@
 State is the last event under each key (no forks), unless a test says otherwise with `room.output(...)`.
 """
 
+import functools
+import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -56,6 +59,17 @@ def _store_position(connection: Connection, sequence: int) -> None:
     )
 
 
+@functools.cache
+def empty_database() -> bytes:
+    """Return the file of an empty database: migrations cost more than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "sync.db"
+        database = Database(f"sqlite:///{file}", metadata, "syncapi.storage.migrations", reader_threads=1)
+        database.migrate()
+        database.close()
+        return file.read_bytes()
+
+
 class SyncWorld:
     """See the module.
 
@@ -63,7 +77,6 @@ class SyncWorld:
         url: an empty database.
         use_window: whether answers may come from memory.
         cache_seconds: how long answers are kept for repeated requests.
-        migrated_file: set: the tables are there already.
     """
 
     def __init__(
@@ -72,12 +85,15 @@ class SyncWorld:
         *,
         use_window: bool = True,
         cache_seconds: float = 0,
-        migrated_file: bool | None = None,
     ) -> None:
+        file = Path(url.removeprefix("sqlite:///"))
+        from_template = url.startswith("sqlite:///") and not file.exists()
+        if from_template:
+            file.write_bytes(empty_database())
         self.database = Database(
             url, metadata, "syncapi.storage.migrations", durability="relaxed", reader_threads=1
         )
-        if migrated_file is None:
+        if not from_template:
             self.database.migrate()
         self.applier = Applier(lambda user: user.endswith(":here"))
         self.window = Window()
