@@ -1,0 +1,278 @@
+"""Events of other servers: the four states of an event, what waits, redactions, history, imports."""
+
+import orjson
+import pytest
+
+from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeRoom, VerdictCode
+from arbor.log.v1.output_pb2 import OutputMessage, Placement
+from arbor.roomserver.v1 import query_pb2
+from matrixlib.events import Event
+from roomserver.rpc import exports, graph, reads
+from roomserver.storage import events as event_rows
+from roomserver.storage import staging
+from tests.support.judging import JudgeBench, foreign, local, message
+from tests.support.rooms import ALICE, BOB, CAROL, Room
+
+CODE = VerdictCode
+ERIN = "@erin:a.example"
+HISTORY = EventOrigin.EVENT_ORIGIN_HISTORY
+OUTLIER = EventOrigin.EVENT_ORIGIN_OUTLIER
+
+
+def begin(bench: JudgeBench, version: str = "10") -> tuple[Room, str]:
+    """A room of ours with Bob of another server in it."""
+    room = Room(version)
+    room_id = room.room_id or ""
+    bench.submit(local(room_id, [room.events[i] for i in room.order]))
+    assert bench.submit(foreign(room_id, [room.member(BOB, "join")]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    return room, room_id
+
+
+def stored(bench: JudgeBench, event_id: str) -> query_pb2.StoredEvent:
+    return bench.database.read_sync(reads.read_stored, [event_id])[0]
+
+
+def current_ids(bench: JudgeBench, room_id: str) -> set[str]:
+    request = query_pb2.QueryLatestRequest(room_id=room_id, all_state=True)
+    return {event.event_id for event in bench.database.read_sync(reads.read_latest, request)[0].state}
+
+
+def test_what_is_missing_is_waited_for(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    first = room.send(BOB, "m.room.message", {"body": "1"})
+    second = room.send(BOB, "m.room.message", {"body": "2"})
+    third = room.send(BOB, "m.room.message", {"body": "3"})
+    verdicts = bench.submit(foreign(room_id, [third]), foreign(room_id, [second]))
+    assert [verdict.code for verdict in verdicts] == [CODE.VERDICT_CODE_WAITING] * 2
+    assert list(verdicts[0].missing_event_ids) == [second.event_id]
+    assert bench.entries[-2].room_missing.waiting_event_id == third.event_id
+    assert stored(bench, third.event_id).status == query_pb2.EventStatus.EVENT_STATUS_WAITING
+    again = bench.submit(foreign(room_id, [third]))[0]
+    assert again.code == CODE.VERDICT_CODE_WAITING
+    told = len(bench.entries)
+    assert bench.submit(foreign(room_id, [first]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert [entry.room_event.event_id for entry in bench.entries[told:]] == [
+        first.event_id,
+        second.event_id,
+        third.event_id,
+    ]
+    assert bench.submit(foreign(room_id, [third]))[0].code == CODE.VERDICT_CODE_DUPLICATE
+
+
+def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    bad = room.send(BOB, "m.room.power_levels", {"users": {BOB: 100}}, state_key="")
+    verdict = bench.submit(foreign(room_id, [bad]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_REJECTED
+    assert verdict.rejection.rule
+    after = room.send(BOB, "m.room.message", {"body": "x"}, prev=[bad.event_id])
+    assert bench.submit(foreign(room_id, [after]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert bad.event_id not in current_ids(bench, room_id)
+    assert stored(bench, bad.event_id).rejection.rule == verdict.rejection.rule
+    # Named as an auth event it spoils what names it.
+    cites = room.send(
+        BOB, "m.room.message", {"body": "y"}, auth=[room.create.event_id, bad.event_id], prev=[after.event_id]
+    )
+    assert bench.submit(foreign(room_id, [cites]))[0].code == CODE.VERDICT_CODE_REJECTED
+    explained = bench.database.read_sync(graph.read_explanation, bad.event_id)
+    assert explained.decision.rule == verdict.rejection.rule
+    assert {event.event_id for event in explained.checked_against} >= {room.create.event_id}
+
+
+def test_a_soft_failed_event_is_shown_to_nobody(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    before = room.heads
+    ban = room.member(BOB, "ban", by=ALICE)
+    bench.submit(local(room_id, [ban]))
+    late = room.send(BOB, "m.room.message", {"body": "late"}, prev=before)
+    told = len(bench.entries)
+    verdict = bench.submit(foreign(room_id, [late]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_SOFT_FAILED
+    assert verdict.rejection.errcode == "M_FORBIDDEN"
+    assert len(bench.entries) == told
+    latest = bench.database.read_sync(reads.read_latest, query_pb2.QueryLatestRequest(room_id=room_id))[0]
+    assert list(latest.forward_extremities) == [ban.event_id]
+
+
+@pytest.mark.parametrize("first", ["target", "redaction"])
+def test_redactions_take_effect_whatever_comes_first(bench: JudgeBench, first: str) -> None:
+    room, room_id = begin(bench)
+    heads = room.heads
+    target = room.send(BOB, "m.room.message", {"body": "secret"})
+    redaction = room.send(BOB, "m.room.redaction", {}, redacts=target.event_id, prev=heads)
+    order = [target, redaction] if first == "target" else [redaction, target]
+    verdicts = bench.submit(*[foreign(room_id, [event]) for event in order])
+    assert {verdict.code for verdict in verdicts} == {CODE.VERDICT_CODE_ACCEPTED}
+    found = stored(bench, target.event_id)
+    assert orjson.loads(found.event.pdu_json)["content"] == {}
+    assert found.redacted_because.event_id == redaction.event_id
+    told = bench.entries[-1].event_redacted
+    assert (told.redacted_event_id, told.redaction.event_id) == (target.event_id, redaction.event_id)
+
+
+def test_a_redaction_needs_the_level_or_the_domain(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    target = room.send(ALICE, "m.room.message", {"body": "mine"})
+    redaction = room.send(BOB, "m.room.redaction", {}, redacts=target.event_id)
+    bench.submit(local(room_id, [target]), foreign(room_id, [redaction]))
+    assert orjson.loads(stored(bench, target.event_id).event.pdu_json)["content"] == {"body": "mine"}
+
+
+def test_a_wrong_hash_leaves_the_redacted_form(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    event = room.send(BOB, "m.room.message", {"body": "x"})
+    request = foreign(room_id, [event])
+    sent = request[1][0].submit_events.events[0]
+    sent.pdu_json = event.pdu_json.replace(b'"body":"x"', b'"body":"y"')
+    assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert orjson.loads(stored(bench, event.event_id).event.pdu_json)["content"] == {}
+
+
+def test_heads_that_pile_up_are_joined(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    heads = room.heads
+    forks = [room.send(BOB, "m.room.message", {"body": str(n)}, prev=heads) for n in range(12)]
+    bench.submit(*[foreign(room_id, [event]) for event in forks])
+    told = bench.entries[-1].room_event
+    assert told.placement == Placement.PLACEMENT_HIDDEN
+    assert told.sender == ALICE
+    assert set(told.prev_event_ids) == {event.event_id for event in forks}
+    assert list(told.forward_extremities) == [told.event_id]
+
+
+def test_state_that_another_server_told(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    gap = room.send(BOB, "m.room.message", {"body": "never seen"})
+    after = room.send(BOB, "m.room.message", {"body": "after the gap"})
+    state = list(room.before[after.event_id].values())
+    verdict = bench.submit(foreign(room_id, [after], state_before_event_ids=state))[0]
+    assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
+    assert list(bench.entries[-1].room_event.missing_prev_event_ids) == [gap.event_id]
+    # The gap is filled from behind, and never shown in a timeline.
+    verdict = bench.submit(foreign(room_id, [gap], origin=HISTORY))[0]
+    assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
+    told = bench.entries[-1].room_event
+    assert told.placement == Placement.PLACEMENT_HISTORY
+    assert [m.user_id for m in told.visibility.local_members] == [ALICE]
+
+
+def test_an_invite_to_a_room_that_we_are_not_in(bench: JudgeBench) -> None:
+    room = Room("10", creator=BOB)
+    room_id = room.room_id or ""
+    invite = room.member(ERIN, "invite", by=BOB)
+    request = foreign(
+        room_id,
+        [invite],
+        origin=OUTLIER,
+        outlier_membership_user_id=ERIN,
+        stripped_state_json=[b'{"type":"m.room.name"}'],
+    )
+    verdict = bench.submit(request)[0]
+    assert (verdict.code, verdict.output_sequence) == (CODE.VERDICT_CODE_ACCEPTED, 1)
+    told = bench.entries[-1].outlier_membership
+    assert (told.user_id, told.membership, told.stripped_state_json[0]) == (ERIN, "invite", b'{"type":"m.room.name"}')
+    found = bench.database.read_sync(
+        reads.read_memberships, query_pb2.QueryMembershipsRequest(user_ids=[ERIN])
+    )
+    assert [(m.room_id, m.membership.membership, m.outlier) for m in found.memberships] == [
+        (room_id, "invite", True)
+    ]
+    bench.settle()
+    exported = export(bench)
+    assert exported == bench.raw
+
+
+def export(bench: JudgeBench) -> list[bytes]:
+    """Everything told, made anew from the database."""
+    through = bench.database.read_sync(exports.read_complete_through)
+    page, _ = bench.database.read_sync(exports.read_page, 0, through, None, set(), 4)
+    return [item[1] for item in page]
+
+
+def imported(bench: JudgeBench, room: Room, join: Event, import_id: str = "import-1") -> int:
+    """Stage a room's state before a join, and commit it with the join; returns the verdict's code."""
+    room_id = room.room_id or ""
+    state = set(room.before[join.event_id].values())
+    chain = set(room.order) - state - {join.event_id}
+    parts = [
+        ([], [(i, room.events[i].pdu_json) for i in room.order if i in chain]),
+        ([(i, room.events[i].pdu_json) for i in sorted(state)], []),
+    ]
+    for number, (state_part, chain_part) in enumerate(parts, 1):
+        for _ in range(2):  # a part may come twice
+            bench.database.write_sync(
+                staging.store_part,
+                import_id,
+                room_id,
+                room.version.identifier,
+                number,
+                state_part,
+                chain_part,
+                bench.now_ms(),
+            )
+    entry = InputEntry(
+        request_id="import",
+        commit_import=CommitImport(
+            import_id=import_id, room_version=room.version.identifier, join_event=message(join)
+        ),
+    )
+    return bench.submit((room_id, [entry]))[0].code
+
+
+@pytest.mark.parametrize("version", ["10", "12"])
+def test_a_remote_room_is_joined_left_and_joined_again(bench: JudgeBench, version: str) -> None:
+    room = Room(version, creator=BOB).with_members(CAROL)
+    room.send(BOB, "m.room.topic", {"topic": "far"}, state_key="")
+    join = room.member(ERIN, "join")
+    room_id = room.room_id or ""
+    assert imported(bench, room, join) == CODE.VERDICT_CODE_ACCEPTED
+    rewritten, joined = bench.entries[-2].state_rewritten, bench.entries[-1].room_event
+    assert (rewritten.participation, rewritten.participation_began) == (1, True)
+    assert rewritten.entries == len(room.before[join.event_id])
+    assert joined.event_id == join.event_id
+    assert list(joined.servers_joined) == ["a.example"]
+    assert joined.member_counts.joined == 3
+    assert current_ids(bench, room_id) == set(room.after[join.event_id].values())
+    assert imported(bench, room, join) == CODE.VERDICT_CODE_DUPLICATE
+
+    said = room.send(BOB, "m.room.message", {"body": "hi"})
+    assert bench.submit(foreign(room_id, [said]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    leave = room.member(ERIN, "leave")
+    bench.submit(local(room_id, [leave]))
+    assert bench.entries[-1].participation_ended.participation == 1
+    unseen = room.send(BOB, "m.room.topic", {"topic": "changed meanwhile"}, state_key="")
+    assert bench.submit(foreign(room_id, [unseen]))[0].rejection.rule == "not_participating"
+
+    again = room.member(ERIN, "join")
+    assert imported(bench, room, again, "import-2") == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.entries[-2].state_rewritten.participation == 2
+    assert current_ids(bench, room_id) == set(room.after[again.event_id].values())
+    bench.settle()
+    for ours, theirs in zip(export(bench), bench.raw, strict=True):
+        assert OutputMessage.FromString(ours) == OutputMessage.FromString(theirs)
+
+
+def test_a_room_is_purged(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    purge = InputEntry(request_id="p", purge_room=PurgeRoom())
+    assert bench.submit((room_id, [purge]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.entries[-1].HasField("room_purged")
+    found = bench.database.read_sync(event_rows.load_events_by_id, room.order)
+    assert found == {}
+    bench.settle()
+    assert [OutputMessage.FromString(item).entries[0].HasField("room_purged") for item in export(bench)] == [True]
+
+
+def test_history_is_purged_and_positions_stay(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    old = [room.send(BOB, "m.room.message", {"body": str(n)}) for n in range(4)]
+    bench.submit(*[foreign(room_id, [event]) for event in old])
+    purge = InputEntry(request_id="p", purge_room=PurgeRoom(before_event_id=old[2].event_id))
+    assert bench.submit((room_id, [purge]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    kept = bench.database.read_sync(event_rows.load_events_by_id, [event.event_id for event in old])
+    assert set(kept) == {old[2].event_id, old[3].event_id}
+    bench.settle()
+    entries = OutputMessage.FromString(export(bench)[2]).entries
+    assert [entry.room_event.event_id for entry in entries] == ["", "", old[2].event_id, old[3].event_id]
+    more = room.send(BOB, "m.room.message", {"body": "goes on"})
+    assert bench.submit(foreign(room_id, [more]))[0].code == CODE.VERDICT_CODE_ACCEPTED
