@@ -10,16 +10,15 @@ messages.
 STALE means that another writer was quicker; the quicker one is told so, too (`contended`). The lane takes
 the verdict's heads and state over, waits until everything built on the old view has come back, and builds
 it anew; from the third try it lets the room fork. For a while the lane is then *contended*: one message
-under way at a time, with all that waits chained in it, the head asked for anew before each, and a small
-random pause after each, so that the other writer gets its turn. Two writers then take turns instead of
-making each other's chains stale.
+under way at a time, with all that waits chained in it, and after each it waits until the other writer has
+had its turn (or does not take it). Two writers alternate instead of making each other's chains stale.
 """
 
 import asyncio
 import itertools
-import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 
 from arbor.log.v1 import input_pb2
 from clientapi.clock import Clock
@@ -43,7 +42,9 @@ WINDOW = 16
 CHAIN_MAX_ENTRIES = 100
 CHAIN_MAX_BYTES = 600_000
 CONTENDED_S = 1.0
-MAX_TURN_S = 0.2
+MIN_TURN_S = 0.006
+MAX_TURN_S = 0.1
+PATIENCE_TURNS = 6
 MAY_FORK_FROM_TRY = 3
 FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
 
@@ -54,6 +55,14 @@ _chain_entries = metrics.histogram(
     "clientapi_chain_entries", "Requests that went out in one message", buckets=metrics.SIZE_BUCKETS
 )
 _order = itertools.count()
+
+
+class Patience(Enum):
+    """What a contended lane waits for before it writes."""
+
+    NONE = "nothing"
+    UNTIL_OTHER = "the other writer's event"
+    UNTIL_QUIET = "a head that stands still"
 
 
 class LaneRequest:
@@ -128,7 +137,8 @@ class RoomLane:
         self._progress = asyncio.Event()
         self._working = False
         self._contended_until_s = 0.0
-        self._pause_s = 0.0
+        self._patience = Patience.NONE
+        self._last_accepted = ""
         self._not_before_s = 0.0
         self._turn_s = 0.005
 
@@ -217,12 +227,57 @@ class RoomLane:
             if not blocked:
                 break
             await self._progress.wait()
-        if contended and self._pause_s > 0:
-            pause_s, self._pause_s = self._pause_s, 0.0
-            await asyncio.sleep(pause_s)
-            self.forget_view()
+        if contended and self._patience is not Patience.NONE:
+            patience, self._patience = self._patience, Patience.NONE
+            await self._leave_turn(patience)
         if self._refused:
             self.forget_view()
+
+    async def _leave_turn(self, patience: Patience) -> None:
+        """Watch the room's head until it is our turn, and take the head as the view.
+
+        After something of ours was accepted the other writer is next: wait until its event is there. When
+        contention begins the other may have more under way: wait until the head stands still. Both for some
+        turns only; whoever does not use them has nothing to write.
+        """
+        loop = asyncio.get_running_loop()
+        turn_s = min(max(self._turn_s, MIN_TURN_S), MAX_TURN_S)
+        until_s = loop.time() + PATIENCE_TURNS * turn_s
+        before: tuple[str, ...] = ()
+        while True:
+            self.forget_view()
+            try:
+                head = await self._load_state(self._first_keys(self._waiting_requests()))
+            except MatrixError:
+                return  # who sends will hear it
+            if head is None:
+                return
+            if patience is Patience.UNTIL_OTHER:
+                if head.extremities != (self._last_accepted,):
+                    return
+            elif head.extremities == before:
+                return
+            before = head.extremities
+            if loop.time() >= until_s:
+                if patience is Patience.UNTIL_OTHER:
+                    self._contended_until_s = 0.0
+                return
+            await asyncio.sleep(turn_s / 3)
+
+    def _waiting_requests(self) -> list[LaneRequest]:
+        return [*self._returned, *self._refused, *itertools.islice(self._waiting, CHAIN_MAX_ENTRIES)]
+
+    @staticmethod
+    def _first_keys(requests: Iterable[LaneRequest]) -> frozenset[StateKey]:
+        """Return the state to ask for first, when the exact needs are not known with the version."""
+        keys = {*FIRST_KEYS}
+        for request in requests:
+            wish = request.wish
+            keys |= wish.wanted
+            keys.add(("m.room.member", wish.sender))
+            if wish.draft.type == "m.room.member" and wish.draft.state_key is not None:
+                keys.add(("m.room.member", wish.draft.state_key))
+        return frozenset(keys)
 
     async def _wait_for_connection(self) -> None:
         first = min(request.deadline_s for request in (*self._waiting, *self._returned, *self._refused))
@@ -270,14 +325,7 @@ class RoomLane:
         """Work out which state is needed to authorise the events, and have it in the head."""
         head = self._head
         if head is None:
-            keys = {*FIRST_KEYS}
-            for request in batch:
-                wish = request.wish
-                keys |= wish.wanted
-                keys.add(("m.room.member", wish.sender))
-                if wish.draft.type == "m.room.member" and wish.draft.state_key is not None:
-                    keys.add(("m.room.member", wish.draft.state_key))
-            head = await self._load_state(frozenset(keys))
+            head = await self._load_state(self._first_keys(batch))
             if head is None:
                 return None
         while True:
@@ -390,9 +438,6 @@ class RoomLane:
             else:
                 del self._in_flight[generation]
             self._turn_s = 0.8 * self._turn_s + 0.2 * (loop.time() - written_s)
-            if loop.time() < self._contended_until_s:
-                # The other writer, told STALE just now, needs a whole turn: to build, write and hear.
-                self._pause_s = random.uniform(1.5, 3.0) * min(self._turn_s, MAX_TURN_S)  # noqa: S311
             self._progress.set()
 
         self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
@@ -419,6 +464,8 @@ class RoomLane:
             case input_pb2.VERDICT_CODE_ACCEPTED:
                 if outcome.contended:
                     self._contend()
+                self._last_accepted = built.event_id
+                self._patience = Patience.UNTIL_OTHER
                 request.succeed(Sent(outcome.event_id or built.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_DUPLICATE:
                 if outcome.event_id != built.event_id:
@@ -451,8 +498,8 @@ class RoomLane:
             self._head = Head.from_stale(built, request.auth_state, stale)
             known = self._contend()
             # The other writer hears only now that it is not alone, and may have more under way.
-            turns = 0.0 if known else random.uniform(1.0, 1.5)  # noqa: S311
-            self._pause_s = turns * min(self._turn_s, MAX_TURN_S)
+            # Known: the other writer waits for us. New: it hears only now that it is not alone.
+            self._patience = Patience.NONE if known else Patience.UNTIL_QUIET
             _stale_messages.inc()
         else:
             head = self._head

@@ -64,6 +64,14 @@ async def test_they_take_turns_instead_of_forking(
     history = await people[0].all_messages(room_id)
     texts = Counter(event["content"]["body"] for event in history if event["type"] == "m.room.message")
     assert texts == Counter({f"message {number}": 1 for number in range(SENDS)})
+    rebuilds = await counted(session, first, "clientapi_rebuilds_total")
+    messages = await counted(session, first, "clientapi_chain_entries_count")
+    forks = await counted(session, first, "clientapi_may_fork_total")
+    contentions = await counted(session, first, "clientapi_contentions_total")
+    print(
+        f"\n{SENDS} sends: {messages:.0f} messages, {contentions:.0f} contentions, {rebuilds:.0f} rebuilds",
+        forks,
+    )
     async with foreign_writer(first, "@nobody:foreign.test") as asker:
         latest = await asker.latest(room_id)
         stored = await asker.stored_events([event["event_id"] for event in history])
@@ -73,9 +81,6 @@ async def test_they_take_turns_instead_of_forking(
             children[previous].append(item.event.event_id)
     assert [ids for ids in children.values() if len(ids) > 1] == []
     assert len(latest.forward_extremities) == 1
-    rebuilds = await counted(session, first, "clientapi_rebuilds_total")
-    messages = await counted(session, first, "clientapi_chain_entries_count")
-    print(f"\n{rebuilds:.0f} rebuilds, {messages:.0f} messages at the first edge for {SENDS} sends")
     assert rebuilds < SENDS / 2
 
 
