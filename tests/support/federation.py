@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from arbor.federation.v1 import federation_pb2_grpc
 from servicekit.config import load_config
 from servicekit.grpc import channel_to
 from tests.support.arbor_server import ArborServer, merge
 from tests.support.ports import free_port
+from tests.support.synapse_server import SynapseServer
 from tests.support.tls_ca import TestCa
 
 T = TypeVar("T")
@@ -68,3 +71,45 @@ async def federation_of(
         yield federation_pb2_grpc.FederationServiceStub(channel)
     finally:
         await channel.close()
+
+
+class FederatedSynapse(SynapseServer):
+    """A Synapse called `localhost:<port>`, which serves federation there with a certificate of `ca`."""
+
+    def __init__(self, folder: Path, ca: TestCa) -> None:
+        port = free_port()
+        super().__init__(folder, f"localhost:{port}")
+        certificate = ca.issue("localhost", "127.0.0.1", file_name=f"synapse-{port}")
+        path = folder / "homeserver.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["listeners"].append(
+            {
+                "port": port,
+                "type": "http",
+                "tls": True,
+                "bind_addresses": ["127.0.0.1"],
+                "resources": [{"names": ["federation"], "compress": False}],
+            }
+        )
+        settings |= {
+            "tls_certificate_path": str(certificate.certificate_path),
+            "tls_private_key_path": str(certificate.private_key_path),
+            "federation_custom_ca_list": [str(ca.ca_path)],
+            "ip_range_blacklist": [],
+            "federation_ip_range_blacklist": [],
+            "rc_federation": {
+                "window_size": 1000,
+                "sleep_limit": 100000,
+                "reject_limit": 100000,
+                "concurrent": 100,
+            },
+            "federation": {
+                "destination_min_retry_interval": "1s",
+                "destination_max_retry_interval": "2s",
+                "destination_retry_multiplier": 1,
+                "client_timeout": "20s",
+            },
+            "allow_public_rooms_over_federation": True,
+        }
+        del settings["federation_domain_whitelist"]
+        path.write_text(yaml.safe_dump(settings))
