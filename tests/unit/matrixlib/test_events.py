@@ -99,6 +99,7 @@ def test_event_ids_by_version() -> None:
         {"content": {"x": 2**53}},
         {"content": {"\ud800": 1}},
         {"type": "a\0b"},
+        {"state_key": "a\0b"},
         {"content": {1: 2}},
     ],
     ids=str,
