@@ -39,10 +39,13 @@ class Leases:
         self._now_ms = now_ms
 
     def prepare(self, conn: Connection) -> int:
-        """Make missing rows; returns the greatest OUTPUT sequence known."""
+        """Make missing rows; returns the greatest OUTPUT sequence known, 0 where nobody ever wrote any."""
         partitions.ensure_partitions(conn, self.partition_count)
-        seen = partitions.load_meta(conn, "output_last")
-        return max(outputs.load_last_sequence(conn), int(seen or 0))
+        seen = int(partitions.load_meta(conn, "output_last") or 0)
+        known = max(outputs.load_last_sequence(conn), seen)
+        if not known and any(row.output_no for row in partitions.load_partitions(conn)):
+            return 1  # something was told, and where it stood was never stored
+        return known
 
     def take(self, conn: Connection, held: set[int]) -> list[Taken]:
         """Take what is free, expired, or ours from before this process began."""

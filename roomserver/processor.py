@@ -87,6 +87,7 @@ class Processor:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
         self._batches = 0
+        self._giving_up = False
         self.output_last = 0
         metrics.lag.set_function(lambda: self.lag)
         metrics.outbox.set_function(lambda: self._relay.queued)
@@ -175,8 +176,10 @@ class Processor:
 
     async def give_up(self) -> None:
         """Hand everything over: the process is about to stop."""
+        self._giving_up = True
         held = {number: mine.epoch for number, mine in self._held.items()}
         self._held = {}
+        self._changed.set()
         for number in held:
             self._relay.release(number)
         await self._database.write(self._leases.give_up, held)
@@ -223,6 +226,10 @@ class Processor:
             async with asyncio.timeout(timeout_s):
                 while self._relay.queued or not self._sent.empty():
                     await asyncio.sleep(0.005)
+                if self._placed or self._relay.deletable():
+                    await self._commit(Work([], 0, ""))
+        except OwnershipLost:
+            log.info("stopped_without_partitions")
         except TimeoutError:
             log.warning("stopped_with_outbox", queued=self._relay.queued)
 
@@ -447,7 +454,7 @@ class Processor:
                     log.warning("leases_lost", partitions=len(lost))
                     await self._reload()
                     self._changed.set()
-                if len(self._held) < self._leases.partition_count:
+                if len(self._held) < self._leases.partition_count and not self._giving_up:
                     await self.take_partitions()
             except (LogUnavailable, LogError) as error:
                 log.warning("leases_wait", error=str(error))

@@ -33,7 +33,7 @@ partition = Table(
     "partition",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, comment="0 to partitions - 1"),
-    Column("owner", String(64), nullable=False, comment="instance that owns it; empty: nobody"),
+    Column("owner", Text, nullable=False, comment="address of the process that owns it; empty: nobody"),
     Column("address", Text, nullable=False, comment="gRPC address of the owner; empty: nobody"),
     Column("epoch", BigInteger, nullable=False, comment="counts owners; 0: never owned"),
     Column("lease_until", BigInteger, nullable=False, comment="milliseconds since 1970; 0: free"),

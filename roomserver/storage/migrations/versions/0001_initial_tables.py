@@ -178,7 +178,7 @@ def upgrade() -> None:
 
     op.create_table('partition',
     sa.Column('id', sa.Integer(), autoincrement=False, nullable=False, comment='0 to partitions - 1'),
-    sa.Column('owner', sa.String(length=64), nullable=False, comment='instance that owns it; empty: nobody'),
+    sa.Column('owner', sa.Text(), nullable=False, comment='address of the process that owns it; empty: nobody'),
     sa.Column('address', sa.Text(), nullable=False, comment='gRPC address of the owner; empty: nobody'),
     sa.Column('epoch', sa.BigInteger(), nullable=False, comment='counts owners; 0: never owned'),
     sa.Column('lease_until', sa.BigInteger(), nullable=False, comment='milliseconds since 1970; 0: free'),
