@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from arbor.accounts.v1 import accounts_pb2_grpc
-from arbor.roomserver.v1 import query_pb2_grpc
+from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.grpc import channel_to
@@ -99,6 +99,7 @@ class SyncApi:
             reads,
             lambda: self._epoch,
             cache_seconds=config.sync.response_cache_seconds,
+            fetch_pdus=self._fetch_pdus,
         )
         self._edge = Edge(self._database, self._tokens, reads, self._engine, FilterCache(self._accounts))
 
@@ -179,6 +180,15 @@ class SyncApi:
             on_committed=self._on_committed,
             on_loaded=self._on_loaded,
         )
+
+    async def _fetch_pdus(self, event_ids: Sequence[str]) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = {}
+        for start in range(0, len(event_ids), 1000):
+            told = await self._rooms.QueryEvents(
+                query_pb2.QueryEventsRequest(event_ids=event_ids[start : start + 1000])
+            )
+            found |= {stored.event.event_id: stored.event.pdu_json for stored in told.events}
+        return found
 
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)

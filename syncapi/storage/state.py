@@ -227,32 +227,20 @@ def load_member_history(
     return history
 
 
-def load_heroes(connection: Connection, room_id: str, user_id: str, at: int | None = None) -> list[str]:
-    """Return up to five users who stand for a room without a name: the first who joined or were invited."""
+def load_heroes(connection: Connection, room_id: str, at: int, count: int) -> tuple[list[str], list[str]]:
+    """Return the first few users who are joined or invited, and who have left, in the order of joining."""
     when, parameters = _at(at)
-    found = rows(
-        connection,
-        "SELECT s.state_key, s.membership FROM room_state s WHERE s.room_id = ? AND s.type = 'm.room.member'"
-        f" AND {when} ORDER BY s.since_position, s.event_position",
-        (room_id, *parameters),
-    )
-    others = [(user, membership) for user, membership in found if user != user_id]
-    active = [user for user, membership in others if membership in ("join", "invite")]
-    return (active or [user for user, membership in others if membership in ("leave", "ban")])[:5]
-
-
-def count_members(connection: Connection, room_id: str, at: int) -> tuple[int, int]:
-    """Return how many users were joined and invited at a position."""
-    when, parameters = _at(at)
-    counts: dict[str, int] = dict(
-        rows(
+    found: list[list[str]] = []
+    for memberships in ("'join', 'invite'", "'leave', 'ban'"):
+        users = rows(
             connection,
-            "SELECT s.membership, count(*) FROM room_state s WHERE s.room_id = ? AND s.type = 'm.room.member'"
-            f" AND {when} GROUP BY s.membership",
-            (room_id, *parameters),
+            "SELECT s.state_key FROM room_state s WHERE s.room_id = ? AND s.type = 'm.room.member'"
+            f" AND {when} AND s.membership IN ({memberships})"
+            " ORDER BY s.since_position, s.event_position LIMIT ?",
+            (room_id, *parameters, count),
         )
-    )
-    return counts.get("join", 0), counts.get("invite", 0)
+        found.append([user for (user,) in users])
+    return found[0], found[1]
 
 
 def load_all_members(connection: Connection, room_id: str, at: int | None) -> list[tuple[StoredEvent, str]]:

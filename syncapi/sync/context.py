@@ -21,11 +21,15 @@ class Reader:
     pdus: Mapping[str, bytes] = field(default_factory=dict)
     # event id -> `m.relations`, where anything relates to the event
     bundles: dict[str, bytes] = field(default_factory=dict)
+    # event ids that were rendered, with the federation format
+    rendered: set[str] = field(default_factory=set)
 
     def render(self, event: StoredEvent, past: Past, members: Mapping[int, str]) -> bytes:
         """Return an event as this reader gets it."""
-        if self.filter.federation_format and (pdu := self.pdus.get(event.event_id)) is not None:
-            return pdu
+        if self.filter.federation_format:
+            self.rendered.add(event.event_id)
+            if (pdu := self.pdus.get(event.event_id)) is not None:
+                return pdu
         rendered = full_event(
             event.body,
             event.unsigned,

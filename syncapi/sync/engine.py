@@ -9,7 +9,7 @@ An identical repeated request (a client that lost the answer) gets the answer th
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from servicekit import metrics
@@ -23,11 +23,13 @@ from syncapi.sync.context import Reader
 from syncapi.sync.presence import presence_events
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.response import Answer
+from syncapi.sync.state import NotInMemory
 from syncapi.sync.typing import render_typing
 from syncapi.tokens import SyncToken
 from syncapi.window import Window
 
 FUTURE_WAIT_S = 2.0
+FetchPdus = Callable[[Sequence[str]], Awaitable[Mapping[str, bytes]]]
 CACHE_BYTES = 64 * 1024 * 1024
 
 _answers = metrics.counter("syncapi_answers", "Answers to /sync", ["from"])
@@ -77,6 +79,11 @@ class AnswerCache:
             self._bytes -= len(kept)
 
 
+async def no_pdus(event_ids: Sequence[str]) -> Mapping[str, bytes]:
+    """Fetch nothing: events stay in the client format."""
+    return {}
+
+
 class SyncEngine:
     """See the module.
 
@@ -86,6 +93,7 @@ class SyncEngine:
         live: typing and presence.
         reads: for reads that follow writes.
         output_epoch: says the epoch of OUTPUT.
+        fetch_pdus: event ids -> PDUs, for the federation format.
         cache_seconds: how long an answer is kept for a repeated request.
     """
 
@@ -98,6 +106,7 @@ class SyncEngine:
         output_epoch: Callable[[], str],
         cache_seconds: float = 0,
         clock_s: Callable[[], float] = time.monotonic,
+        fetch_pdus: FetchPdus = no_pdus,
     ) -> None:
         self._database = database
         self._window = window
@@ -106,6 +115,9 @@ class SyncEngine:
         self._output_epoch = output_epoch
         self._cache = AnswerCache(cache_seconds, clock_s)
         self._clock_s = clock_s
+        self._fetch_pdus = fetch_pdus
+        # While somebody asks the database; set when what was read is in the window.
+        self._filling: asyncio.Event | None = None
         self.stopping = False
 
     async def answer(self, request: SyncRequest) -> bytes:
@@ -172,20 +184,59 @@ class SyncEngine:
     async def _make(self, request: SyncRequest) -> _Made:
         reader = Reader(request.user_id, request.device_id, request.filter)
         typing = self._typing(request, reader)
-        answer = from_window.make_answer(self._window, request, reader, typing)
+        try:
+            answer = from_window.make_answer(self._window, request, reader, typing)
+        except NotInMemory:
+            answer = await self._from_memory_of_others(request, reader)
         if answer is not None:
             _from_memory.inc()
             epoch, sequence = self._output_epoch(), self._window.sequence
         else:
-            _from_database.inc()
+            loaded = await self._load(request, reader)
+            answer, sequence = loaded.answer, loaded.sequence
+            epoch = loaded.epoch or self._output_epoch()
+        answer.presence = presence_events(self._window, self._live, request, reader)
+        return _Made(answer, SyncToken(epoch, sequence, self._live.epoch, self._live.sequence))
+
+    async def _load(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:
+        """Ask the database, and let the window keep what others may need."""
+        _from_database.inc()
+        filling = asyncio.Event()
+        if self._filling is None:
+            self._filling = filling
+        try:
             loaded = await self._database.read(
                 from_database.load_answer, request, reader, self._typing(request, reader)
             )
-            answer, sequence = loaded.answer, loaded.sequence
-            epoch = loaded.epoch or self._output_epoch()
-            self._window.remember_members(sequence, loaded.members)
-        answer.presence = presence_events(self._window, self._live, request, reader)
-        return _Made(answer, SyncToken(epoch, sequence, self._live.epoch, self._live.sequence))
+            if reader.filter.federation_format:
+                loaded = await self._with_pdus(request, reader)
+            self._window.remember_members(loaded.sequence, loaded.members)
+            if loaded.sequence == self._window.sequence:
+                for room_id, parts in loaded.summaries.items():
+                    if room_id in self._window.rooms:
+                        self._window.rooms[room_id].rendered[from_window.SUMMARY] = parts
+            return loaded
+        finally:
+            if self._filling is filling:
+                self._filling = None
+                filling.set()
+
+    async def _with_pdus(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:
+        """Make the answer in federation format: fetch what was rendered, and render again."""
+        reader.pdus = await self._fetch_pdus(sorted(reader.rendered))
+        return await self._database.read(
+            from_database.load_answer, request, reader, self._typing(request, reader)
+        )
+
+    async def _from_memory_of_others(self, request: SyncRequest, reader: Reader) -> Answer | None:
+        """Wait for somebody who asks the database already, and look into the memory once more."""
+        if self._filling is None:
+            return None
+        await self._filling.wait()
+        try:
+            return from_window.make_answer(self._window, request, reader, self._typing(request, reader))
+        except NotInMemory:
+            return None
 
     def _typing(self, request: SyncRequest, reader: Reader) -> dict[str, bytes]:
         """Return the rooms whose typing is new to the client -> the event."""

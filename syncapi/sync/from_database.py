@@ -23,7 +23,7 @@ from syncapi.sync.receipts import render_receipts
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.response import Answer
 from syncapi.sync.state import DatabaseSource, select_state
-from syncapi.sync.summary import load_summary
+from syncapi.sync.summary import SUMMARY_TYPES, SummaryParts, load_parts, make_summary
 from syncapi.sync.timeline import load_timeline
 from syncapi.sync.unread import render_unread
 from syncapi.visibility import Past, always_joined
@@ -36,13 +36,15 @@ MAX_TO_DEVICE = 100
 class DatabaseAnswer:
     """An answer with the position it leads to.
 
-    `members`: membership events that a lazy-loading client was given, for the window to remember.
+    `members`: membership events that a lazy-loading client was given, and `summaries`: what rooms' summaries
+    were made of, both for the window to remember.
     """
 
     answer: Answer
     epoch: str
     sequence: int
     members: list[StoredEvent] = field(default_factory=list)
+    summaries: dict[str, SummaryParts] = field(default_factory=dict)
 
 
 def load_answer(
@@ -257,8 +259,10 @@ class _Builder:
         heroes: list[str] = []
         full = since is None or request.full_state
         changes = [] if full or since is None else self.source.changes(row.room_id, since, self.through)
-        if full or any(event.type in _SUMMARY_TYPES for event in changes):
-            summary, heroes = load_summary(self.connection, room, reader.user_id, self.through)
+        if full or any(event.type in SUMMARY_TYPES for event in changes):
+            parts = load_parts(self.connection, row.room_id, self.through)
+            self.result.summaries[row.room_id] = parts
+            summary, heroes = make_summary(parts, room, reader.user_id)
         chosen = select_state(
             self.source,
             reader,
@@ -298,6 +302,3 @@ class _Builder:
             account_data=data,
             ephemeral=ephemeral,
         )
-
-
-_SUMMARY_TYPES = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})

@@ -18,13 +18,14 @@ from syncapi.sync.receipts import PRIVATE, render_receipts
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.response import Answer
 from syncapi.sync.state import NotInMemory, select_state
+from syncapi.sync.summary import SUMMARY_TYPES, SummaryParts, make_summary
 from syncapi.sync.timeline import make_timeline, wanted
 from syncapi.sync.unread import render_unread
 from syncapi.visibility import always_joined
 from syncapi.window import RoomView, UserView, Window
 
 T = TypeVar("T", StoredEvent, StateChanged, ReceiptMoved, AccountDataSet)
-_SUMMARY_TYPES = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})
+SUMMARY = "summary"
 
 
 def after(held: "deque[T]", position: int) -> list[T]:
@@ -71,7 +72,11 @@ class _WindowSource:
 def make_answer(
     window: Window, request: SyncRequest, reader: Reader, typing: Mapping[str, bytes]
 ) -> Answer | None:
-    """Return the answer from memory; None: the database must."""
+    """Return the answer from memory; None: the database must.
+
+    Raises:
+        NotInMemory: the database must, and what it reads will serve others who wait for the same.
+    """
     view = window.users.get(reader.user_id)
     if request.since is None or request.full_state or not window.valid or view is None:
         return None
@@ -85,10 +90,7 @@ def make_answer(
     if window.device_lists and window.device_lists[-1][0] > since:
         return None
     reader.ignored = view.ignored
-    try:
-        return _answer(window, view, request, reader, typing, since)
-    except NotInMemory:
-        return None
+    return _answer(window, view, request, reader, typing, since)
 
 
 def _answer(
@@ -136,7 +138,8 @@ def _room(
     data: list[bytes],
 ) -> bytes | None:
     room = window.rooms[room_id]
-    events = _events(window, room, request, reader, since)
+    summary, heroes = _summary(room, reader, since)
+    events = _events(window, room, request, reader, since, heroes)
     ephemeral: list[bytes] = []
     # Who has read further has other counts, even if nothing else is to be shown.
     own_receipt = view.rooms[room_id].read_position > since
@@ -152,11 +155,21 @@ def _room(
         return None
     return render_room(
         events or _nothing(request),
-        summary=None,
+        summary=summary,
         unread=render_unread(room.counters, view.rooms[room_id]),
         account_data=data,
         ephemeral=ephemeral,
     )
+
+
+def _summary(room: RoomView, reader: Reader, since: int) -> tuple[bytes | None, list[str]]:
+    """Return the summary if it may have changed, and its heroes."""
+    if not any(change.type in SUMMARY_TYPES for change in after(room.changes, since)):
+        return None, []
+    parts = room.rendered.get(SUMMARY)
+    if not isinstance(parts, SummaryParts):
+        raise NotInMemory
+    return make_summary(parts, room.counters, reader.user_id)
 
 
 def _nothing(request: SyncRequest) -> bytes:
@@ -177,7 +190,9 @@ def _receipts(room: RoomView, receipts: list[ReceiptMoved], reader: Reader) -> b
     return rendered
 
 
-def _events(window: Window, room: RoomView, request: SyncRequest, reader: Reader, since: int) -> bytes | None:
+def _events(
+    window: Window, room: RoomView, request: SyncRequest, reader: Reader, since: int, heroes: list[str]
+) -> bytes | None:
     """Return the room's timeline and state; None: there is nothing in either."""
     found = after(room.events, since)
     changed = bool(room.changes) and room.changes[-1].position > since
@@ -193,7 +208,8 @@ def _events(window: Window, room: RoomView, request: SyncRequest, reader: Reader
         known = room.rendered[key]
         assert known is None or isinstance(known, bytes)
         return known
-    rendered = _render_events(window, room, request, reader, found, since)
+    shared = shared and not (heroes and reader.filter.lazy_load_members)
+    rendered = _render_events(window, room, request, reader, found, since, heroes)
     if shared:
         room.rendered[key] = rendered
     return rendered
@@ -206,6 +222,7 @@ def _render_events(
     reader: Reader,
     found: list[StoredEvent],
     since: int,
+    heroes: list[str],
 ) -> bytes | None:
     through = max(room.last_change, since)
     room_id = room.counters.room_id
@@ -226,8 +243,6 @@ def _render_events(
         through=through,
     )
     source = _WindowSource(window, room)
-    if any(change.type in _SUMMARY_TYPES for change in after(room.changes, since)):
-        raise NotInMemory  # the summary, and whoever else must be known for it
     state = select_state(
         source,
         reader,
@@ -236,6 +251,7 @@ def _render_events(
         since=since,
         through=through,
         state_after=request.use_state_after,
+        heroes=heroes,
     )
     if not timeline.events and not state:
         return None

@@ -37,7 +37,13 @@ def test_paging_over_back_fill(data: st.DataObject, backwards: bool, limit: int)
             room.join(BOB)
             present = [room.say(ALICE, f"new {n}") for n in range(data.draw(st.integers(0, 8)))]
 
+            budget = 12
+
             def interrupt() -> None:
+                nonlocal budget
+                budget -= 1
+                if budget < 0:
+                    return
                 if data.draw(st.booleans()):
                     depth = data.draw(st.integers(6, 45))
                     present.append(room.history(ALICE, "old", depth, {BOB: "leave"}))
