@@ -13,9 +13,9 @@ log = get_logger("supervisor")
 
 _PR_SET_PDEATHSIG = 1
 FIRST_DELAY_S = 0.1
-LONGEST_DELAY_S = 5.0
+LONGEST_DELAY_S = 2.0
 # A child that lived so long died of something else than its start.
-STABLE_S = 10.0
+STABLE_S = 3.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
