@@ -1,0 +1,336 @@
+"""A real Synapse and an Arbor share rooms, over TLS on loopback.
+
+What the two say of a room is compared by their client APIs. Joins and the like of Arbor's users through other
+servers are asked of its federation service directly.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from arbor.federation.v1 import federation_pb2 as pb
+from tests.support.arbor_server import ArborServer
+from tests.support.federation import FederatedSynapse, federated_arbor, federation_of, until
+from tests.support.matrix_client import MatrixClient
+from tests.support.synapse_server import ensure_installed
+from tests.support.tls_ca import TestCa
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two servers."""
+
+    arbor: ArborServer
+    synapse: FederatedSynapse
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    ensure_installed()
+    folder = tmp_path_factory.mktemp("federation")
+    ca = TestCa(folder / "ca")
+    pair = Pair(federated_arbor(folder / "arbor", ca), FederatedSynapse(folder / "synapse", ca))
+
+    async def start() -> None:
+        await pair.arbor.start()
+        await pair.synapse.start()
+
+    async def stop() -> None:
+        await pair.arbor.stop()
+        await pair.synapse.stop()
+
+    asyncio.run(start())
+    try:
+        yield pair
+    finally:
+        asyncio.run(stop())
+
+
+async def people(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> tuple[MatrixClient, MatrixClient]:
+    """Somebody of Arbor's and somebody of Synapse's."""
+    return await pair.arbor.register(session, unique("alice")), await pair.synapse.register(
+        session, unique("sam")
+    )
+
+
+async def join_from_arbor(pair: Pair, user: MatrixClient, room_id: str, *via: str) -> pb.JoinRoomResponse:
+    async with federation_of(pair.arbor) as federation:
+        request = pb.JoinRoomRequest(user_id=user.user_id, room_id=room_id, via=via)
+        answer: pb.JoinRoomResponse = await federation.JoinRoom(request, timeout=60)
+        return answer
+
+
+async def sees(client: MatrixClient, room_id: str, event_id: str) -> dict[str, Any]:
+    """Wait until somebody sees an event, and return it."""
+
+    async def look() -> dict[str, Any] | None:
+        events = (await client.messages(room_id, limit=50))["chunk"]
+        return next((event for event in events if event["event_id"] == event_id), None)
+
+    return await until(look, f"{client.user_id} sees {event_id}")
+
+
+async def state_of(client: MatrixClient, room_id: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """The current state as a client is told it: key -> (event id, content)."""
+    return {
+        (event["type"], event["state_key"]): (event["event_id"], str(sorted(event["content"].items())))
+        for event in await client.state(room_id)
+    }
+
+
+async def agree(
+    one: MatrixClient, other: MatrixClient, room_id: str
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Wait until two users on two servers are told the same current state, and return it."""
+
+    async def look() -> dict[tuple[str, str], tuple[str, str]] | None:
+        state = await state_of(one, room_id)
+        return state if state == await state_of(other, room_id) else None
+
+    return await until(look, "one state on both servers")
+
+
+@pytest.mark.parametrize("version", ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"])
+async def test_rooms_of_either_are_shared(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any, version: str
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    ours = await alice.create_room(preset="public_chat", room_version=version, name="of Arbor")
+    await sam.post(f"/join/{ours}?server_name={pair.arbor.server_name}")
+    theirs = await sam.create_room(preset="public_chat", room_version=version, name="of Synapse")
+    await join_from_arbor(pair, alice, theirs, pair.synapse.server_name)
+    for room_id in (ours, theirs):
+        for writer, reader in ((alice, sam), (sam, alice)):
+            event_id = await writer.send(room_id, f"from {writer.user_id}")
+            assert (await sees(reader, room_id, event_id))["content"]["body"] == f"from {writer.user_id}"
+        state = await agree(alice, sam, room_id)
+        assert ("m.room.member", alice.user_id) in state
+        assert ("m.room.member", sam.user_id) in state
+
+
+async def test_redactions_kicks_bans_and_names_reach_the_other_side(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(preset="public_chat")
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    said = await alice.send(room_id, "said too much")
+    await sees(sam, room_id, said)
+    await alice.redact(room_id, said)
+
+    async def redacted() -> bool:
+        event = await sam.get(f"/rooms/{room_id}/event/{said}")
+        return event["content"] == {}
+
+    await until(redacted, "the redaction takes effect at the other server")
+    await alice.post(f"/rooms/{room_id}/kick", {"user_id": sam.user_id, "reason": "for a moment"})
+
+    async def out() -> bool:
+        return room_id not in (await sam.get("/joined_rooms"))["joined_rooms"]
+
+    await until(out, "the kick arrives")
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    await agree(alice, sam, room_id)
+    await alice.post(f"/rooms/{room_id}/ban", {"user_id": sam.user_id})
+    await until(out, "the ban arrives")
+
+
+async def test_changes_on_both_sides_at_once_come_to_one_state(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(
+        preset="public_chat", room_version="11", power_level_content_override={"state_default": 0}
+    )
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    for turn in range(5):
+        await asyncio.gather(
+            alice.set_state(room_id, "m.room.topic", {"topic": f"alice {turn}"}),
+            sam.set_state(room_id, "m.room.topic", {"topic": f"sam {turn}"}),
+            alice.set_state(room_id, "m.room.name", {"name": f"alice {turn}"}),
+            sam.set_state(room_id, "org.example.test", {"by": f"sam {turn}"}),
+        )
+    await alice.send(room_id, "done here")
+    await sam.send(room_id, "done there")
+    await agree(alice, sam, room_id)
+
+
+async def test_an_invite_from_synapse_is_seen_taken_and_refused(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    for take in (True, False):
+        room_id = await sam.create_room(preset="private_chat", name="secret")
+        await sam.invite(room_id, alice.user_id)
+
+        async def invited(room_id: str = room_id) -> dict[str, Any] | None:
+            found: dict[str, Any] | None = (await alice.sync())["rooms"].get("invite", {}).get(room_id)
+            return found
+
+        invite = await until(invited, "the invite arrives")
+        events = {event["type"]: event for event in invite["invite_state"]["events"]}
+        assert events["m.room.name"]["content"] == {"name": "secret"}
+        assert events["m.room.member"]["sender"] == sam.user_id
+        if take:
+            # Nobody names a server: the inviter's is known.
+            await join_from_arbor(pair, alice, room_id)
+            await sees(sam, room_id, await alice.send(room_id, "here I am"))
+            continue
+        async with federation_of(pair.arbor) as federation:
+            left = await federation.LeaveRoom(
+                pb.LeaveRoomRequest(user_id=alice.user_id, room_id=room_id), timeout=60
+            )
+        assert left.told_remote
+
+        async def refused(room_id: str = room_id) -> bool:
+            members = await sam.get(f"/rooms/{room_id}/members")
+            return any(
+                event["state_key"] == alice.user_id and event["content"]["membership"] == "leave"
+                for event in members["chunk"]
+            )
+
+        await until(refused, "the inviter's server hears of it")
+        assert room_id not in (await alice.sync())["rooms"].get("invite", {})
+
+
+async def test_knocking_on_synapse_and_being_let_in(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = await sam.create_room(room_version="10", initial_state=[rules], name="closed")
+    async with federation_of(pair.arbor) as federation:
+        await federation.KnockRoom(
+            pb.KnockRoomRequest(user_id=alice.user_id, room_id=room_id, via=[pair.synapse.server_name]),
+            timeout=60,
+        )
+
+    async def knocks() -> bool:
+        members = await sam.get(f"/rooms/{room_id}/members", membership="knock")
+        return [event["state_key"] for event in members["chunk"]] == [alice.user_id]
+
+    await until(knocks, "the knock is heard")
+    assert room_id in (await alice.sync())["rooms"]["knock"]
+    await sam.invite(room_id, alice.user_id)
+
+    async def invited() -> bool:
+        return room_id in (await alice.sync())["rooms"].get("invite", {})
+
+    await until(invited, "the knock is answered")
+    await join_from_arbor(pair, alice, room_id)
+    await sees(sam, room_id, await alice.send(room_id, "thank you"))
+
+
+async def test_restricted_rooms_of_either(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:
+    alice, sam = await people(pair, session, unique)
+    lobby = await alice.create_room(preset="public_chat")
+    await sam.post(f"/join/{lobby}?server_name={pair.arbor.server_name}")
+    rules = {
+        "type": "m.room.join_rules",
+        "state_key": "",
+        "content": {
+            "join_rule": "restricted",
+            "allow": [{"type": "m.room_membership", "room_id": lobby}],
+        },
+    }
+    ours = await alice.create_room(room_version="10", initial_state=[rules])
+    await sam.post(f"/join/{ours}?server_name={pair.arbor.server_name}")
+    await agree(alice, sam, ours)
+    theirs = await sam.create_room(room_version="10", initial_state=[rules])
+    await join_from_arbor(pair, alice, theirs, pair.synapse.server_name)
+    await agree(alice, sam, theirs)
+
+
+async def test_typing_and_receipts_go_both_ways(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(preset="public_chat")
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    event_id = await alice.send(room_id, "read this")
+    await sees(sam, room_id, event_id)
+
+    async def ephemeral(client: MatrixClient, kind: str) -> list[Any]:
+        joined = (await client.sync())["rooms"].get("join", {}).get(room_id, {})
+        return [
+            event["content"]
+            for event in joined.get("ephemeral", {}).get("events", [])
+            if event["type"] == kind
+        ]
+
+    for one, other in ((alice, sam), (sam, alice)):
+        await one.put(f"/rooms/{room_id}/typing/{one.user_id}", {"typing": True, "timeout": 20000})
+
+        async def typing(one: MatrixClient = one, other: MatrixClient = other) -> bool:
+            return any(one.user_id in content["user_ids"] for content in await ephemeral(other, "m.typing"))
+
+        await until(typing, f"{other.user_id} sees typing")
+        await one.post(f"/rooms/{room_id}/receipt/m.read/{event_id}")
+
+        async def read(one: MatrixClient = one, other: MatrixClient = other) -> bool:
+            return any(
+                one.user_id in content.get(event_id, {}).get("m.read", {})
+                for content in await ephemeral(other, "m.receipt")
+            )
+
+        await until(read, f"{other.user_id} sees the receipt")
+
+
+async def test_aliases_profiles_and_history_across(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    name = unique("room")
+    room_id = await sam.create_room(preset="public_chat", room_alias_name=name)
+    said = [await sam.send(room_id, f"before {number}") for number in range(5)]
+    await sam.put(f"/profile/{sam.user_id}/displayname", {"displayname": "Sam"})
+    async with federation_of(pair.arbor) as federation:
+        alias = f"#{name}:{pair.synapse.server_name}"
+        found = await federation.ResolveAlias(pb.ResolveAliasRequest(room_alias=alias), timeout=20)
+        assert (found.room_id, list(found.servers)) == (room_id, [pair.synapse.server_name])
+        profiles = await federation.QueryRemoteProfiles(
+            pb.QueryRemoteProfilesRequest(user_ids=[sam.user_id]), timeout=20
+        )
+        assert b'"Sam"' in profiles.profiles[0].fields_json
+        joined = await join_from_arbor(pair, alice, room_id, *found.servers)
+        fetched = await federation.Backfill(
+            pb.BackfillRequest(room_id=room_id, from_event_ids=[joined.event_id], limit=20), timeout=20
+        )
+        assert fetched.events >= len(said)
+    for event_id in said:
+        await sees(alice, room_id, event_id)
+    ours = await alice.create_room(preset="public_chat", room_alias_name=name)
+    answer = await sam.get(f"/directory/room/%23{name}:{pair.arbor.server_name}")
+    assert answer["room_id"] == ours
+    await alice.put(f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
+    assert (await sam.get(f"/profile/{alice.user_id}"))["displayname"] == "Alice"
+
+
+async def test_whoever_was_away_catches_up(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(preset="public_chat")
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    await sees(sam, room_id, await alice.send(room_id, "while you are here"))
+    await pair.synapse.stop()
+    missed = [await alice.send(room_id, f"while you are away {number}") for number in range(3)]
+    await pair.synapse.start()
+    sam = sam.at(pair.synapse.base_url)
+    for event_id in missed:
+        await sees(sam, room_id, event_id)
+    await pair.arbor.stop()
+    missed = [await sam.send(room_id, f"while Arbor is away {number}") for number in range(3)]
+    await pair.arbor.start()
+    alice = alice.at(pair.arbor.base_url)
+    # Whichever server comes back speaks first: that ends the other's waiting.
+    await sees(sam, room_id, await alice.send(room_id, "back again"))
+    for event_id in missed:
+        await sees(alice, room_id, event_id)
+    await agree(alice, sam, room_id)
