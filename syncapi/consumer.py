@@ -115,12 +115,15 @@ class Applier:
         self.rooms: dict[str, RoomCache] = {}
         # user -> edited push rules; None: not loaded yet
         self.push_rules: dict[str, notifications.Ruleset] | None = None
+        # `primary` and `rooms_through`; None: not loaded yet
+        self.markers: tuple[int, int] | None = None
         self._clean = True
 
     def forget(self) -> None:
         """Drop what is kept between batches."""
         self.rooms.clear()
         self.push_rules = None
+        self.markers = None
         self._clean = True
 
     def committed(self) -> None:
@@ -167,10 +170,14 @@ class _Batch:
         self.state = state.StateWriter(connection)
         self.touched: dict[str, RoomCache] = {}
         self.exceptions: list[tuple[str, str, int, int, int]] = []
+        if applier.markers is None:
+            applier.markers = (
+                accounts.load_marker(connection, "primary"),
+                accounts.load_marker(connection, "rooms_through"),
+            )
         # The to-device inbox is primary: a rebuild must not deliver again what clients have taken.
-        self.primary_through = accounts.load_marker(connection, "primary")
         # What a rebuild had from the RoomServer's export need not be taken from the log again.
-        self.rooms_through = accounts.load_marker(connection, "rooms_through")
+        self.primary_through, self.rooms_through = applier.markers
 
     # -- messages
 
@@ -209,8 +216,9 @@ class _Batch:
         rooms.store_rooms(self.connection, [room.counters() for room in self.touched.values()])
         members.store_user_rooms(self.connection, list(self.applied.user_rooms.values()))
         members.store_exceptions(self.connection, self.exceptions)
-        if self.applied.sequence > self.primary_through:
+        if self.applied.to_device and self.applied.sequence > self.primary_through:
             accounts.store_marker(self.connection, "primary", self.applied.sequence)
+            self.applier.markers = self.applied.sequence, self.rooms_through
         for room_id, room in self.touched.items():
             self.applied.rooms[room_id] = room.counters()
 

@@ -202,6 +202,8 @@ class SyncApi:
             self._tokens.invalidate(user)
 
     def _on_loaded(self, position: int) -> None:
+        # Somebody else may have written since: a rebuild from the command line, say.
+        self._applier.forget()
         if position != self._window.sequence:
             # Results may have been missed: the memory is loaded anew.
             self._window.invalidate()
