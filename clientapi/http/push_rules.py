@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from clientapi.accounts import push_rules
 from clientapi.accounts.push_rules import Ruleset
+from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
 from clientapi.http.account_data import AccountDataStore
 from clientapi.http.edge import EMPTY, Edge, convert
@@ -92,20 +93,23 @@ class PushRuleEndpoints:
 
     async def put_rule(self, request: Request) -> Response:
         """Add or replace a rule."""
+        session = await self._edge.authenticate(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         before, after = request.query.get("before"), request.query.get("after")
         body = await request.json()
         return await self._change(
-            request, lambda ruleset: push_rules.put_rule(ruleset, kind, rule_id, body, before, after)
+            session, lambda ruleset: push_rules.put_rule(ruleset, kind, rule_id, body, before, after)
         )
 
     async def delete_rule(self, request: Request) -> Response:
         """Remove a rule."""
+        session = await self._edge.authenticate(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
-        return await self._change(request, lambda ruleset: push_rules.delete_rule(ruleset, kind, rule_id))
+        return await self._change(session, lambda ruleset: push_rules.delete_rule(ruleset, kind, rule_id))
 
     async def put_enabled(self, request: Request) -> Response:
         """Switch a rule on or off."""
+        session = await self._edge.authenticate(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         enabled = (await request.json()).get("enabled")
         if enabled is None:
@@ -113,17 +117,18 @@ class PushRuleEndpoints:
         if not isinstance(enabled, bool):
             raise bad_json("enabled is not true or false")
         return await self._change(
-            request, lambda ruleset: push_rules.set_enabled(ruleset, kind, rule_id, enabled)
+            session, lambda ruleset: push_rules.set_enabled(ruleset, kind, rule_id, enabled)
         )
 
     async def put_actions(self, request: Request) -> Response:
         """Change what a rule does."""
+        session = await self._edge.authenticate(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         body = await request.json()
         if "actions" not in body:
             raise missing_param("Missing actions")
         return await self._change(
-            request, lambda ruleset: push_rules.set_actions(ruleset, kind, rule_id, body["actions"])
+            session, lambda ruleset: push_rules.set_actions(ruleset, kind, rule_id, body["actions"])
         )
 
     async def _load(self, request: Request) -> Ruleset:
@@ -135,8 +140,7 @@ class PushRuleEndpoints:
         ruleset = await self._load(request)
         return push_rules.find_rule(ruleset, request.path_params["kind"], request.path_params["rule_id"])
 
-    async def _change(self, request: Request, change: Callable[[Ruleset], None]) -> Response:
-        session = await self._edge.authenticate(request)
+    async def _change(self, session: Session, change: Callable[[Ruleset], None]) -> Response:
         await self._db.write(self._store_change, session.user_id, change)
         return EMPTY
 
@@ -202,6 +206,8 @@ def _checked_pusher(body: PusherBody) -> dict[str, Any]:
             0
         ].endswith("/_matrix/push/v1/notify"):
             raise invalid_param("data.url must be an HTTP URL with the path /_matrix/push/v1/notify")
+    if not isinstance(data.get("format", ""), str):
+        raise bad_json("data.format is not a string")
     if len(orjson.dumps(data)) > 8192:
         raise MatrixError("M_TOO_LARGE", 413, "data is too large")
     pusher = msgspec.to_builtins(body)
