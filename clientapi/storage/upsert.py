@@ -15,7 +15,10 @@ def upsert(conn: Connection, table: Table, key: Mapping[str, Any], values: Mappi
 
 def insert_or_ignore(conn: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken. True if it was inserted."""
-    return conn.execute(_insert(conn, table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    key = next(iter(table.primary_key.columns))
+    # The row count of an INSERT is not told by every driver; what it returns is.
+    statement = _insert(conn, table).values(**values).on_conflict_do_nothing().returning(key)
+    return conn.execute(statement).first() is not None
 
 
 def _insert(conn: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":

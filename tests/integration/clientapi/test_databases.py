@@ -1,4 +1,4 @@
-"""clientapi's storage on SQLite and PostgreSQL: the same conversation, and the schema that migrations make."""
+"""clientapi on SQLite and PostgreSQL: the same conversation, and the schema that migrations make."""
 
 import asyncio
 from pathlib import Path
