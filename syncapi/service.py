@@ -24,7 +24,17 @@ from syncapi.applied import Applied
 from syncapi.auth import TokenCache
 from syncapi.consumer import Applier, SnapshotWanted
 from syncapi.filter_source import FilterCache
-from syncapi.http import event, members, messages, relations, state, sync, timestamp
+from syncapi.http import (
+    event,
+    hierarchy,
+    members,
+    messages,
+    old_sync,
+    relations,
+    state,
+    sync,
+    timestamp,
+)
 from syncapi.http.edge import Edge
 from syncapi.live import Live, now_ms
 from syncapi.reads import ReadsFollowWrites
@@ -105,7 +115,8 @@ class SyncApi:
 
     def routes(self, router: Router) -> None:
         """Add the HTTP routes."""
-        for endpoint in (sync, messages, state, members, event, relations, timestamp):
+        endpoints = (sync, messages, state, members, event, relations, timestamp, hierarchy, old_sync)
+        for endpoint in endpoints:
             endpoint.add_routes(router, self._edge)
 
     def servicers(self) -> list[Any]:

@@ -255,3 +255,17 @@ def load_all_members(connection: Connection, room_id: str, at: int | None) -> li
             (room_id, *parameters),
         )
     ]
+
+
+def load_state_of_type(connection: Connection, room_id: str, type_: str) -> list[StoredEvent]:
+    """Return the current state events of one type."""
+    when, _ = _at(None)
+    return [
+        StoredEvent(*found)
+        for found in rows(
+            connection,
+            f"SELECT {EVENT_COLUMNS} FROM room_state s JOIN event e ON e.position = s.event_position"
+            f" WHERE s.room_id = ? AND s.type = ? AND {when}",
+            (room_id, type_),
+        )
+    ]

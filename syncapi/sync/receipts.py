@@ -18,8 +18,10 @@ def render_receipts(receipts: Iterable[ReceiptMoved], reader: Reader) -> bytes |
     """
     if not reader.filter.ephemeral.passes("m.receipt", ""):
         return None
+    # Where somebody moved on twice, only the last place counts.
+    latest = {(receipt.user_id, receipt.receipt_type, receipt.thread_id): receipt for receipt in receipts}
     content: dict[str, dict[str, dict[str, Any]]] = {}
-    for receipt in receipts:
+    for receipt in latest.values():
         if receipt.receipt_type == PRIVATE and receipt.user_id != reader.user_id:
             continue
         if receipt.user_id in reader.ignored:

@@ -120,7 +120,7 @@ def compare(client: Client, fresh: Client) -> None:
         assert len(set(mine.timeline)) == len(mine.timeline)
         assert mine.counts == room.counts, (room_id, client.user, mine.counts, room.counts)
         assert mine.account_data == room.account_data
-        assert mine.receipts == room.receipts
+        assert mine.receipts == room.receipts, (room_id, client, fresh)
         for key in ("m.joined_member_count", "m.invited_member_count"):
             assert mine.summary[key] == room.summary[key]
         if "m.heroes" in room.summary:

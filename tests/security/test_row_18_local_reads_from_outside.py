@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from sqlalchemy import Connection
 
@@ -11,8 +12,10 @@ from arbor.log.v1 import output_pb2
 from servicekit.errors import MatrixError
 from syncapi.filters import EventFilter
 from syncapi.http import event as event_http
+from syncapi.http import hierarchy as hierarchy_http
 from syncapi.http import members as members_http
 from syncapi.http import messages as messages_http
+from syncapi.http import old_sync as old_sync_http
 from syncapi.http import relations as relations_http
 from syncapi.http import state as state_http
 from syncapi.http import timestamp as timestamp_http
@@ -45,6 +48,9 @@ READS: dict[str, Read] = {
     ),
     "threads": lambda connection, caller, room, event: relations_http.load_threads(
         connection, caller, room, False, None, 5
+    ),
+    "initial_sync": lambda connection, caller, room, event: old_sync_http.load_room(
+        connection, caller, room, 10
     ),
     "timestamp_to_event": lambda connection, caller, room, event: timestamp_http.load_nearest(
         connection, caller, room, 2**50, True
@@ -134,3 +140,40 @@ async def test_event_of_another_room_is_not_found(world: SyncWorld, name: str) -
     mine, other = world.room(BOB), world.room(ALICE)
     sent = other.say(ALICE, "secret")
     assert refused(world, name, BOB, mine.room_id, sent)[:2] == (404, "M_NOT_FOUND")
+
+
+def hierarchy(world: SyncWorld, user: str, room_id: str) -> list[str]:
+    answer = orjson.loads(
+        world.database.read_sync(
+            hierarchy_http.load_hierarchy,
+            world.caller(user),
+            room_id,
+            start=0,
+            limit=10,
+            max_depth=3,
+            suggested_only=False,
+        )
+    )
+    return [room["room_id"] for room in answer["rooms"]]
+
+
+async def test_hierarchy_leaves_out_rooms_one_may_not_look_into(world: SyncWorld) -> None:
+    space = world.room(ALICE)
+    space.state(ALICE, "m.room.create", "", {"type": "m.space"})
+    private = world.room(ALICE, join_rule="invite")
+    public = world.room(ALICE)
+    gone = world.room(ALICE, join_rule="invite")
+    gone.join(BOB)
+    gone.leave(BOB)
+    for child in (private, public, gone):
+        space.state(ALICE, "m.space.child", child.room_id, {"via": ["here"]})
+    assert hierarchy(world, ALICE, space.room_id) == [
+        space.room_id,
+        private.room_id,
+        public.room_id,
+        gone.room_id,
+    ]
+    assert hierarchy(world, BOB, space.room_id) == [space.room_id, public.room_id]
+    with pytest.raises(MatrixError) as caught:
+        hierarchy(world, BOB, private.room_id)
+    assert caught.value.errcode == "M_FORBIDDEN"

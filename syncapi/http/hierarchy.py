@@ -1,0 +1,184 @@
+"""`GET /rooms/{roomId}/hierarchy`: the rooms of a space, of those we know, that the caller may look into."""
+
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from servicekit.errors import MatrixError, invalid_param
+from servicekit.http import Request, Response, Router, json_response
+from syncapi import access
+from syncapi.applied import StoredEvent
+from syncapi.auth import Caller
+from syncapi.http.edge import Edge
+from syncapi.storage import members, rooms, state
+from syncapi.storage.tables import MAX_POSITION
+
+MAX_LIMIT = 50
+MAX_DEPTH = 10
+MAX_ROOMS = 500
+
+_SUMMARY_STATE: dict[str, tuple[str, str]] = {
+    "name": ("m.room.name", "name"),
+    "topic": ("m.room.topic", "topic"),
+    "avatar_url": ("m.room.avatar", "url"),
+    "canonical_alias": ("m.room.canonical_alias", "alias"),
+    "room_type": ("m.room.create", "type"),
+    "join_rule": ("m.room.join_rules", "join_rule"),
+    "encryption": ("m.room.encryption", "algorithm"),
+}
+
+
+def _content(event: StoredEvent | None) -> dict[str, Any]:
+    if event is None:
+        return {}
+    content: dict[str, Any] = orjson.loads(event.body + b"}")["content"]
+    return content
+
+
+def may_look_into(connection: Connection, user_id: str, room_id: str, depth: int = 0) -> bool:
+    """Whether a user may see a room's summary: is in it, is invited, or could come in by oneself."""
+    row = members.load_user_room(connection, user_id, room_id)
+    if row is not None and (row.joined_until == MAX_POSITION or row.membership == "invite"):
+        return True
+    if access.is_world_readable(connection, room_id):
+        return True
+    rules = _content(state.load_state_event(connection, room_id, "m.room.join_rules", ""))
+    rule = rules.get("join_rule")
+    if rule in ("public", "knock", "knock_restricted"):
+        return True
+    if rule == "restricted" and isinstance(allow := rules.get("allow"), list):
+        for condition in allow:
+            allowed = condition.get("room_id") if isinstance(condition, dict) else None
+            if isinstance(allowed, str):
+                other = members.load_user_room(connection, user_id, allowed)
+                if other is not None and other.joined_until == MAX_POSITION:
+                    return True
+    return False
+
+
+def _children(connection: Connection, room_id: str, suggested_only: bool) -> list[StoredEvent]:
+    """Return a space's valid child events, in the order in which they are shown."""
+    found = []
+    for event in state.load_state_of_type(connection, room_id, "m.space.child"):
+        content = _content(event)
+        via = content.get("via")
+        if not isinstance(via, list) or not via or (suggested_only and content.get("suggested") is not True):
+            continue
+        order = content.get("order")
+        valid = isinstance(order, str) and len(order) <= 50 and all(" " <= c <= "~" for c in order)
+        found.append(((0, order) if valid else (1, ""), event.position, event))
+    return [event for _, _, event in sorted(found, key=lambda item: (item[0], item[1]))]
+
+
+def _summary(connection: Connection, room_id: str, children: list[StoredEvent]) -> dict[str, Any] | None:
+    room = rooms.load_room(connection, room_id)
+    if room is None:
+        return None
+    summary: dict[str, Any] = {
+        "room_id": room_id,
+        "num_joined_members": room.joined,
+        "room_version": room.version,
+        "world_readable": access.is_world_readable(connection, room_id),
+        "guest_can_join": _content(
+            state.load_state_event(connection, room_id, "m.room.guest_access", "")
+        ).get("guest_access")
+        == "can_join",
+    }
+    for key, (type_, name) in _SUMMARY_STATE.items():
+        value = _content(state.load_state_event(connection, room_id, type_, "")).get(name)
+        if isinstance(value, str) and value:
+            summary[key] = value
+    rules = _content(state.load_state_event(connection, room_id, "m.room.join_rules", ""))
+    if isinstance(allow := rules.get("allow"), list):
+        summary["allowed_room_ids"] = [
+            condition["room_id"]
+            for condition in allow
+            if isinstance(condition, dict) and isinstance(condition.get("room_id"), str)
+        ]
+    summary["children_state"] = [
+        {
+            "type": event.type,
+            "state_key": event.state_key,
+            "content": _content(event),
+            "sender": event.sender,
+            "origin_server_ts": orjson.loads(event.body + b"}")["origin_server_ts"],
+        }
+        for event in children
+    ]
+    return summary
+
+
+def load_hierarchy(
+    connection: Connection,
+    caller: Caller,
+    room_id: str,
+    *,
+    start: int,
+    limit: int,
+    max_depth: int,
+    suggested_only: bool,
+) -> bytes:
+    """Return a page of a space's rooms, depth first.
+
+    Raises:
+        MatrixError: M_FORBIDDEN, the caller may not look into the space itself.
+    """
+    if not may_look_into(connection, caller.user_id, room_id):
+        raise access.no_access()
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    pending = [(room_id, 0)]
+    while pending and len(seen) < MAX_ROOMS and len(found) <= start + limit:
+        current, depth = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if not may_look_into(connection, caller.user_id, current):
+            continue
+        create = _content(state.load_state_event(connection, current, "m.room.create", ""))
+        is_space = create.get("type") == "m.space"
+        children = _children(connection, current, suggested_only) if is_space else []
+        summary = _summary(connection, current, children)
+        if summary is None:
+            continue
+        found.append(summary)
+        if depth < max_depth:
+            pending += [(event.state_key or "", depth + 1) for event in reversed(children)]
+    answer: dict[str, Any] = {"rooms": found[start : start + limit]}
+    if len(found) > start + limit:
+        answer["next_batch"] = f"h1_{start + limit}"
+    return orjson.dumps(answer)
+
+
+def _start(token: str | None) -> int:
+    if token is None:
+        return 0
+    number = token.removeprefix("h1_")
+    if not token.startswith("h1_") or not number.isascii() or not number.isdigit() or len(number) > 6:
+        raise _invalid()
+    return int(number)
+
+
+def _invalid() -> MatrixError:
+    return invalid_param("from is not a token of this endpoint")
+
+
+def add_routes(router: Router, edge: Edge) -> None:
+    """Add the endpoint."""
+
+    async def get_hierarchy(request: Request) -> Response:
+        caller = await edge.caller(request)
+        return json_response(
+            await edge.read(
+                load_hierarchy,
+                caller,
+                request.path_params["room_id"],
+                start=_start(request.query.get("from")),
+                limit=max(request.query_int("limit", MAX_LIMIT, maximum=MAX_LIMIT), 1),
+                max_depth=request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH),
+                suggested_only=request.query_bool("suggested_only"),
+            )
+        )
+
+    router.add("GET", "/_matrix/client/v1/rooms/{room_id}/hierarchy", get_hierarchy)
