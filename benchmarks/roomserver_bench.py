@@ -1,9 +1,11 @@
-"""What the RoomServer's judge costs: INPUT batches straight into it, with a SQLite file, no log and no network.
+"""What the RoomServer's judge costs: INPUT batches straight into it, with a SQLite file, no log and no
+network.
 
     python -m benchmarks.roomserver_bench            CPU per event at batch 1, 16 and 64, for 1 and 50 rooms
     python -m benchmarks.roomserver_bench --disk     bytes on disk per event in a large room
 
-Events are built and signed before the clock starts. CPU time is that of the process, its writer thread included.
+Events are built and signed before the clock starts. CPU time is that of the process, its writer thread
+included.
 """
 
 import argparse
@@ -58,7 +60,9 @@ class Writer:
             content=content,
             state_key=state_key,
             prev_events=self.head,
-            auth_event_ids=[] if type_ == "m.room.create" else [self.state[k] for k in keys if k in self.state],
+            auth_event_ids=[]
+            if type_ == "m.room.create"
+            else [self.state[k] for k in keys if k in self.state],
             depth=self.depth,
             origin_server_ts=self.clock,
             server_name=SERVER,
@@ -73,8 +77,7 @@ class Writer:
 
 def make_bench(folder: str) -> JudgeBench:
     """A judge on a fresh file."""
-    bench = JudgeBench(f"sqlite:///{Path(folder) / 'r.db'}", keep_output=False)
-    return bench
+    return JudgeBench(f"sqlite:///{Path(folder) / 'r.db'}", keep_output=False)
 
 
 def measure(
@@ -99,7 +102,7 @@ def measure(
 
             profiler = cProfile.Profile()
             judge_apply = bench.judge.apply
-            bench.judge.apply = lambda *args: profiler.runcall(judge_apply, *args)  # type: ignore[method-assign]
+            setattr(bench.judge, "apply", lambda *args: profiler.runcall(judge_apply, *args))  # noqa: B010
         started, wall = time.process_time(), time.perf_counter()
         run(bench, batches[2:])
         cpu_ms = (time.process_time() - started) * 1000 / (count - 2 * batch)
@@ -174,7 +177,8 @@ def measure_disk(events: int, members: int, changes: int) -> None:
         total = size_of(folder)
         print(f"{members} joins: {joined / members:.0f} bytes each")
         print(f"{events} events, {changes} changes of state: {(total - joined) / events:.0f} bytes each")
-        print(f"CPU, building included: {(time.process_time() - started) * 1000 / (events + members):.3f} ms each")
+        cpu_ms = (time.process_time() - started) * 1000 / (events + members)
+        print(f"CPU, building included: {cpu_ms:.3f} ms each")
         for name, size in table_sizes(bench):
             print(f"  {name:40} {size / (events + members):7.1f} bytes/event")
         bench.close()
@@ -189,7 +193,9 @@ def table_sizes(bench: JudgeBench) -> list[tuple[str, int]]:
     """Bytes by table and index, where SQLite can say it."""
 
     def read(conn: Any) -> list[tuple[str, int]]:
-        rows = conn.exec_driver_sql("SELECT name, SUM(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC LIMIT 16")
+        rows = conn.exec_driver_sql(
+            "SELECT name, SUM(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC LIMIT 16"
+        )
         return [(row[0], row[1]) for row in rows]
 
     try:
@@ -206,7 +212,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=10_000)
     parser.add_argument("--changes", type=int, default=1_000)
     parser.add_argument("--count", type=int, default=2_000)
-    parser.add_argument("--profile", default="", help="kind of event to profile at batch 64: message, topic or join")
+    parser.add_argument(
+        "--profile", default="", help="kind of event to profile at batch 64: message, topic or join"
+    )
     arguments = parser.parse_args()
     kinds = {"message": message, "topic": topic, "join": join}
     if arguments.disk:

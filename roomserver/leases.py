@@ -1,6 +1,7 @@
 """Which partitions are ours: rows with an owner, an epoch and a time until which they are held.
 
-The owner is known by its gRPC address, so a process that starts again takes back at once what it held. A lease
+The owner is known by its gRPC address, so a process that starts again takes back at once what it held. A
+lease
 says who may try; what keeps two owners apart is the epoch, which every commit demands (architecture, rule 7).
 """
 
@@ -61,13 +62,12 @@ class Leases:
         if not taken:
             return []
         progress = _outbox.load_progress(conn)
-        return [
-            Taken(row, progress.get(row.id), _outbox.load(conn, partition=row.id))
-            for row in taken
-        ]
+        return [Taken(row, progress.get(row.id), _outbox.load(conn, partition=row.id)) for row in taken]
 
     def renew(self, conn: Connection, held: dict[int, int], output_last: int) -> list[int]:
-        """Prolong what we hold, partition -> epoch; returns what is lost. Remembers how far OUTPUT has come."""
+        """Prolong what we hold, partition -> epoch; returns what is lost. Remembers how far OUTPUT has
+        come.
+        """
         lost = partitions.renew(conn, self.address, held.items(), self._now_ms() + self.lease_ms)
         if output_last and 0 in held:
             partitions.store_meta(conn, "output_last", str(output_last))

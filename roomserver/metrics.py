@@ -21,10 +21,13 @@ heads = metrics.histogram(
 )
 merges = metrics.counter("roomserver_merge_events", "Hidden events made to join heads")
 state_resets = metrics.counter(
-    "roomserver_state_removed_by_resolution", "Entries of current state that a resolution removed and nobody replaced"
+    "roomserver_state_removed_by_resolution",
+    "Entries of current state that a resolution removed and nobody replaced",
 )
 dead_letters = metrics.counter("roomserver_dead_letters", "INPUT entries that could not be applied")
-fenced = metrics.counter("roomserver_fenced_batches", "Batches rolled back because another owner had taken over")
+fenced = metrics.counter(
+    "roomserver_fenced_batches", "Batches rolled back because another owner had taken over"
+)
 lag = metrics.gauge("roomserver_input_lag", "INPUT messages not judged yet")
 outbox = metrics.gauge("roomserver_outbox_messages", "OUTPUT messages committed and not known as published")
 hot_rooms = metrics.gauge("roomserver_hot_rooms", "Rooms held in memory")

@@ -2,12 +2,14 @@
 
     LogReader ─► judge (writer thread, one transaction) ─► relay to OUTPUT ─► verdicts
                    ▲ batch N + 1 is judged while batch N is relayed │
-                   └── where messages stand on OUTPUT ◄─────────────┘   stored with the next batch, or when idle
+                   └── where messages stand on OUTPUT ◄─────────────┘   stored with the next batch, or when
+                   idle
 
 Partitions come and go (`leases`); whenever the set changes the reader is opened anew.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -65,7 +67,12 @@ class Processor:
     """See the module. Belongs to the event loop it runs on."""
 
     def __init__(
-        self, connection: LogConnection, database: Database, judge: Judge, leases: Leases, now_ms: Callable[[], int]
+        self,
+        connection: LogConnection,
+        database: Database,
+        judge: Judge,
+        leases: Leases,
+        now_ms: Callable[[], int],
     ) -> None:
         self._connection = connection
         self._database = database
@@ -125,13 +132,14 @@ class Processor:
             return False
         return True
 
-    async def flush(self, timeout_s: float = 10.0) -> None:
-        """Wait until what is committed now is on OUTPUT and its place there is stored."""
-        async with asyncio.timeout(timeout_s):
-            while self._relay.queued or not self._sent.empty():
-                await asyncio.sleep(0.002)
-            if self._placed or self._relay.deletable():
-                await self._commit(Work([], 0, ""))
+    async def flush(self, timeout_s: float = 0.5) -> None:
+        """Store where messages stand on OUTPUT; wait a little for those on their way."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._relay.queued or not self._sent.empty():  # noqa: ASYNC110 - rare, short
+                    await asyncio.sleep(0.002)
+        if self._placed or self._relay.deletable():
+            await self._commit(Work([], 0, ""))
 
     # -- life
 
@@ -185,14 +193,17 @@ class Processor:
         await self._database.write(self._leases.give_up, held)
 
     async def replay(self, room_ids: list[str]) -> tuple[int, int]:
-        """Judge rooms' dead letters and waiting events once more; returns how many were applied and how many failed.
+        """Judge rooms' dead letters and waiting events once more; returns how many were applied and how
+        many failed.
 
         Raises:
             MatrixError: another process owns one of the rooms.
         """
         async with self._writing:
             try:
-                outcome, applied, failed = await self._database.write(self._judge.replay, room_ids, self._held)
+                outcome, applied, failed = await self._database.write(
+                    self._judge.replay, room_ids, self._held
+                )
             except OwnershipLost as error:
                 self._judge.failed()
                 raise MatrixError(NOT_OWNER, 503, str(error), 200) from error
@@ -224,7 +235,7 @@ class Processor:
         """Before the stop: relay and answer what is committed, as far as time allows."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._relay.queued or not self._sent.empty():
+                while self._relay.queued or not self._sent.empty():  # noqa: ASYNC110 - at the end only
                     await asyncio.sleep(0.005)
                 if self._placed or self._relay.deletable():
                     await self._commit(Work([], 0, ""))
@@ -282,36 +293,36 @@ class Processor:
             work.published, self._placed = self._placed, []
             deletable = [item for item in self._relay.deletable() if item.partition in self._held]
             work.done = [(item.partition, item.output_no, item.sequence) for item in deletable]
-            delay_s = RETRY_MIN_S
-            apply = self._judge.apply
-            while True:
-                try:
-                    outcome = await self._database.write(apply, work, self._held)
-                except (OwnershipLost, StopFollowing):
-                    self._judge.failed()
-                    raise
-                except Exception as error:
-                    self._judge.failed()
-                    if is_transient(error):
-                        # The commit may have happened all the same: then the fence finds the position moved.
-                        log.warning("batch_waits", error=str(error))
-                        await asyncio.sleep(delay_s)
-                        delay_s = min(delay_s * 2, RETRY_MAX_S)
-                    elif apply == self._judge.apply:
-                        log.warning("batch_failed", messages=len(work.messages), error=repr(error))
-                        apply = self._judge.apply_singly
-                    else:
-                        raise
-                else:
-                    break
+            outcome = await self._write(work)
             self._judge.committed()
             fault_point("roomserver.after_commit")
-            self._held = {
-                number: mine for number, mine in outcome.held.items() if number in self._held
-            }
+            self._held = {number: mine for number, mine in outcome.held.items() if number in self._held}
             self._relay.deleted(deletable)
             # Under the lock, so that no other commit's messages are queued before these.
             return outcome, self._relay.publish(outcome.entries)
+
+    async def _write(self, work: Work) -> Outcome:
+        """Commit a batch, as often as it takes; singly after one failed that was not the database's fault."""
+        delay_s = RETRY_MIN_S
+        apply = self._judge.apply
+        while True:
+            try:
+                return await self._database.write(apply, work, self._held)
+            except (OwnershipLost, StopFollowing):
+                self._judge.failed()
+                raise
+            except Exception as error:
+                self._judge.failed()
+                if is_transient(error):
+                    # The commit may have happened all the same: then the fence finds the position moved.
+                    log.warning("batch_waits", error=str(error))
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(delay_s * 2, RETRY_MAX_S)
+                elif apply == self._judge.apply:
+                    log.warning("batch_failed", messages=len(work.messages), error=repr(error))
+                    apply = self._judge.apply_singly
+                else:
+                    raise
 
     async def _reload(self) -> None:
         """After the fence: see what is still ours, with the positions that hold."""
@@ -344,7 +355,8 @@ class Processor:
             try:
                 published = await sent.published
             except OwnershipLost:
-                # Committed, so it holds; whoever owns the partition now publishes it. Writers ask for the outcome.
+                # Committed, so it holds; whoever owns the partition now publishes it. Writers ask for the
+                # outcome.
                 continue
             self._note_published(published)
             outcome = sent.outcome
@@ -479,5 +491,3 @@ class Processor:
         for _, future in self._waiting:
             future.cancel()
         self._waiting = []
-
-

@@ -153,7 +153,9 @@ class RoomCache:
         weight = len(room.state)
         self._entries += weight - self._weights.get(room_id, 0)
         self._weights[room_id] = weight
-        while len(self._rooms) > self._max_rooms or (self._entries > self._max_entries and len(self._rooms) > 1):
+        while len(self._rooms) > self._max_rooms or (
+            self._entries > self._max_entries and len(self._rooms) > 1
+        ):
             self.drop(next(iter(self._rooms)))
         if self._entries > self._max_entries:
             room.state = {key: entry for key, entry in room.state.items() if key[0] != "m.room.member"}

@@ -1,8 +1,9 @@
-"""What an accepted event changes: heads, current state, members, servers, participation; and what is told of it.
+"""What an accepted event changes: heads, current state, members, servers, participation; and what is told
+of it.
 
-    before ──► after          the state around the event (a message changes nothing: after is before)
-    heads - prevs + event     the new heads
-    after, or resolve(heads)  the new current state; its difference to the old one is told
+before ──► after          the state around the event (a message changes nothing: after is before)
+heads - prevs + event     the new heads
+after, or resolve(heads)  the new current state; its difference to the old one is told
 """
 
 from dataclasses import dataclass, field
@@ -373,4 +374,12 @@ def members_at(batch: Batch, work: RoomWork, snapshot_id: int) -> list[tuple[str
     return sorted((user, loaded[nid].membership or "", loaded[nid].event_id) for nid, user in wanted.items())
 
 
-__all__ = ["advance_heads", "apply_event", "change_current", "difference", "make_row", "states", "tell_rewrite"]
+__all__ = [
+    "advance_heads",
+    "apply_event",
+    "change_current",
+    "difference",
+    "make_row",
+    "states",
+    "tell_rewrite",
+]

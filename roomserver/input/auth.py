@@ -1,4 +1,6 @@
-"""Auth at the auth events, and at a state (server-server API, "Checks performed on receipt of a PDU", 3 to 6)."""
+"""Auth at the auth events, and at a state (server-server API, "Checks performed on receipt of a PDU", 3
+to 6).
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -59,7 +61,11 @@ def keys_needed(event: Event, is_local: bool) -> set[StateKey]:
     keys.add(VISIBILITY_KEY)
     if event.state_key is not None:
         keys.add((event.type, event.state_key))
-        if event.type == "m.room.member" and is_local and event.content.get("membership") in ("invite", "knock"):
+        if (
+            event.type == "m.room.member"
+            and is_local
+            and event.content.get("membership") in ("invite", "knock")
+        ):
             keys.update(STRIPPED_KEYS)
             keys.add(("m.room.member", event.sender))
     if event.type == "m.room.redaction":
@@ -132,7 +138,9 @@ def check_at_state(event: Event, state: Mapping[StateKey, Event]) -> Refusal | N
 
 
 def is_same_auth(event: Event, state: Mapping[StateKey, Event], keys: Iterable[StateKey]) -> bool:
-    """Whether an event's auth events are exactly what the state has under the keys: one check is enough then."""
+    """Whether an event's auth events are exactly what the state has under the keys: one check is enough
+    then.
+    """
     ids = {state[key].event_id for key in keys if key in state}
     return ids == set(event.auth_links)
 

@@ -367,7 +367,9 @@ class Batch:
         servers = []
         for work in self.works.values():
             nid = work.row.nid
-            current += [(nid, key_id, event_nid, member) for key_id, (event_nid, member) in work.current.items()]
+            current += [
+                (nid, key_id, event_nid, member) for key_id, (event_nid, member) in work.current.items()
+            ]
             servers += [(nid, server, joined) for server, joined in work.server_counts.items()]
         if current:
             states.store_current(conn, current)

@@ -40,7 +40,9 @@ def judge(batch: Batch, request: Request) -> None:
     commit = request.entry.commit_import
     version = get_room_version(commit.room_version)
     if version is None:
-        local.refuse(batch, request, Refusal("format", "not a room version we know", "M_UNSUPPORTED_ROOM_VERSION"))
+        local.refuse(
+            batch, request, Refusal("format", "not a room version we know", "M_UNSUPPORTED_ROOM_VERSION")
+        )
         return
     join: Event | None = None
     if commit.HasField("join_event"):
@@ -78,7 +80,12 @@ def judge(batch: Batch, request: Request) -> None:
 
 
 def _commit(
-    batch: Batch, request: Request, version: RoomVersion, work: RoomWork | None, join: Event | None, import_id: str
+    batch: Batch,
+    request: Request,
+    version: RoomVersion,
+    work: RoomWork | None,
+    join: Event | None,
+    import_id: str,
 ) -> Refusal | None:
     links, is_state = _load_links(batch, version, import_id)
     if work is None:
@@ -106,9 +113,7 @@ def _commit(
         batch.answer(request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED), room=work)
         return None
     row = _apply_join(batch, work, join, snapshot_id)
-    batch.answer(
-        request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED, event_id=join.event_id), row=row
-    )
+    batch.answer(request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED, event_id=join.event_id), row=row)
     log.info("room_imported", room_id=request.room_id, state=len(state), events=len(order))
     return None
 
@@ -119,7 +124,6 @@ class ImportRefused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
         self.refusal = refusal
-
 
 
 def _make_room(batch: Batch, room_id: str, version: RoomVersion) -> RoomWork:
@@ -144,7 +148,9 @@ def _make_room(batch: Batch, room_id: str, version: RoomVersion) -> RoomWork:
     return work
 
 
-def _load_links(batch: Batch, version: RoomVersion, import_id: str) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+def _load_links(
+    batch: Batch, version: RoomVersion, import_id: str
+) -> tuple[dict[str, tuple[str, ...]], set[str]]:
     """event id -> its auth events, of all that is staged; and which of them are the state."""
     links: dict[str, tuple[str, ...]] = {}
     is_state: set[str] = set()
@@ -199,7 +205,9 @@ def _store_events(
         parsed = {event_id: parse_event(bodies[event_id], version) for event_id in part}
         known = events.load_events_by_id(conn, part)
         batch.ensure_keys({event.key for event in parsed.values() if event.state_key is not None})
-        _load_into(batch, cache, version, {link for e in parsed.values() for link in e.auth_links} - parsed.keys())
+        _load_into(
+            batch, cache, version, {link for e in parsed.values() for link in e.auth_links} - parsed.keys()
+        )
         rows: list[EventRow] = []
         new_bodies: list[tuple[int, bytes]] = []
         for event_id in part:
@@ -288,9 +296,11 @@ def _replace_current(batch: Batch, work: RoomWork, state: dict[int, int], versio
         for key_id, nid in part:
             number = 0
             if nid in bodies:
-                event = parse_event(bodies[nid], version, event_id="$", verify_size=False) if (
-                    version.hashed_event_ids
-                ) else parse_event(bodies[nid], version, verify_size=False)
+                event = (
+                    parse_event(bodies[nid], version, event_id="$", verify_size=False)
+                    if (version.hashed_event_ids)
+                    else parse_event(bodies[nid], version, verify_size=False)
+                )
                 number = states.MEMBERSHIP_NUMBERS.get(event.membership or "", 0)
                 row.joined += number == states.JOIN
                 row.invited += number == states.INVITE

@@ -3,12 +3,14 @@
     format, id, hash          REJECTED, not stored; a wrong content hash leaves the redacted form
     auth or prev missing      WAITING, stored aside, told as RoomMissing
     auth at its auth events   REJECTED, stored with the rule
-    state before              from the prev events, resolved where branches meet; or as the other server told it
+    state before              from the prev events, resolved where branches meet; or as the other server
+    told it
     auth at the state before  REJECTED, stored with the rule
     auth at the current state SOFT_FAILED, stored, shown to nobody
     apply                     ACCEPTED
 
-A rejected event is part of the graph and never of a state. What waited for an event is judged when that is here.
+A rejected event is part of the graph and never of a state. What waited for an event is judged when that is
+here.
 """
 
 from collections import deque
@@ -77,9 +79,7 @@ def judge(batch: Batch, request: Request) -> None:
     answer(batch, request, work, judged, submit.events[-1].event_id, last_index)
 
 
-def answer(
-    batch: Batch, request: Request, work: RoomWork, judged: Judged, event_id: str, index: int
-) -> None:
+def answer(batch: Batch, request: Request, work: RoomWork, judged: Judged, event_id: str, index: int) -> None:
     """Note the verdict on an entry."""
     verdict = input_pb2.Verdict(code=judged.code, event_id=event_id)  # type: ignore[arg-type]
     if judged.refusal is not None:
@@ -199,9 +199,7 @@ def judge_event(
     for prev_id in missing_prev:
         batch.missing_prevs.append((work.row.nid, prev_id, row.nid))
     if status == ACCEPTED:
-        apply.apply_event(
-            batch, work, event, row, state, placement=placement, missing_prev=missing_prev
-        )
+        apply.apply_event(batch, work, event, row, state, placement=placement, missing_prev=missing_prev)
         redactions.apply_pending(batch, work, row)
     else:
         row.snapshot_after = before
@@ -342,7 +340,9 @@ def store_outlier(batch: Batch, work: RoomWork, event: Event) -> Judged:
     if known is not None:
         if known.room_nid != work.row.nid:
             return Judged(
-                Code.VERDICT_CODE_REJECTED, None, Refusal("format", "the event is of another room", "M_BAD_JSON")
+                Code.VERDICT_CODE_REJECTED,
+                None,
+                Refusal("format", "the event is of another room", "M_BAD_JSON"),
             )
         return Judged(Code.VERDICT_CODE_DUPLICATE, known)
     batch.load_entries(work, auth.keys_needed(event, is_local=True))
@@ -355,5 +355,3 @@ def store_outlier(batch: Batch, work: RoomWork, event: Event) -> Judged:
     work.touched = True
     redactions.apply_pending(batch, work, row)
     return Judged(_CODES[status], row)
-
-

@@ -1,4 +1,6 @@
-"""Local writers do not fork rooms (architecture, rule 8): the heads an entry was built on are the room's heads."""
+"""Local writers do not fork rooms (architecture, rule 8): the heads an entry was built on are the room's
+heads.
+"""
 
 from arbor.log.v1.common_pb2 import Event as EventMessage
 from arbor.log.v1.common_pb2 import StateKey as StateKeyMessage
@@ -24,7 +26,9 @@ def is_current(work: RoomWork, built_on: list[str]) -> bool:
 
 def first_heads(heads: dict[str, int]) -> list[str]:
     """At most 20 of a room's heads (event id -> depth), the deepest first."""
-    return [event_id for event_id, _ in sorted(heads.items(), key=lambda item: (-item[1], item[0]))[:MAX_HEADS]]
+    return [
+        event_id for event_id, _ in sorted(heads.items(), key=lambda item: (-item[1], item[0]))[:MAX_HEADS]
+    ]
 
 
 def stale_heads(batch: Batch, work: RoomWork, events: list[Event]) -> StaleHeads:

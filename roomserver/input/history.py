@@ -11,7 +11,7 @@ that were replaced in the back-filled stretch by events which cite nothing of th
 import orjson
 
 from arbor.log.v1 import common_pb2, input_pb2
-from arbor.log.v1.output_pb2 import OutputEntry, OutlierMembership, Placement, RoomEvent
+from arbor.log.v1.output_pb2 import OutlierMembership, OutputEntry, Placement, RoomEvent
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import get_room_version
@@ -31,7 +31,9 @@ from roomserver.storage.states import MEMBERSHIP_NUMBERS
 Code = input_pb2.VerdictCode
 _HISTORY = input_pb2.EventOrigin.EVENT_ORIGIN_HISTORY
 
-_CHILDREN = Sql("SELECT event_nid FROM missing_prev WHERE room_nid = ? AND prev_event_id = ? ORDER BY event_nid")
+_CHILDREN = Sql(
+    "SELECT event_nid FROM missing_prev WHERE room_nid = ? AND prev_event_id = ? ORDER BY event_nid"
+)
 
 
 def judge_history(batch: Batch, requests: list[Request]) -> None:
@@ -68,7 +70,9 @@ def judge_history(batch: Batch, requests: list[Request]) -> None:
             judged[event.event_id] = _judge_event(batch, work, event, before, origin_server)
     for event in reversed(left):
         judged[event.event_id] = judge_alone(batch, work, event, origin_server)
-    federation.wake_waiters(batch, work, [event_id for event_id, item in judged.items() if item.row is not None])
+    federation.wake_waiters(
+        batch, work, [event_id for event_id, item in judged.items() if item.row is not None]
+    )
     for request in requests:
         submit = request.entry.submit_events
         if submit.events and (outcome := judged.get(submit.events[-1].event_id)) is not None:
@@ -115,7 +119,9 @@ def _state_from_next(batch: Batch, work: RoomWork, event: Event) -> int | None:
     children += [nid for _, prev_id, nid in batch.missing_prevs if prev_id == event.event_id]
     rows = event_rows.load_events_by_nid(batch.conn, children)
     rows.update({row.nid: row for row in batch.rows if row.nid in set(children)})
-    after = next((rows[nid].snapshot_before for nid in children if nid in rows and rows[nid].snapshot_before), None)
+    after = next(
+        (rows[nid].snapshot_before for nid in children if nid in rows and rows[nid].snapshot_before), None
+    )
     if after is None:
         return None
     if event.state_key is None:
@@ -132,8 +138,8 @@ def _judge_event(batch: Batch, work: RoomWork, event: Event, before: int, origin
     """Judge a back-filled event whose state before is known, and store it."""
     known = batch.row_of(event.event_id)
     if known is not None and known.room_nid != work.row.nid:
-        refusal = Refusal("format", "the event id stands for an event of another room", "M_BAD_JSON")
-        return Judged(Code.VERDICT_CODE_REJECTED, None, refusal)
+        foreign = Refusal("format", "the event id stands for an event of another room", "M_BAD_JSON")
+        return Judged(Code.VERDICT_CODE_REJECTED, None, foreign)
     if known is not None and known.in_graph:
         return Judged(Code.VERDICT_CODE_DUPLICATE, known)
     batch.load_entries(work, auth.keys_needed(event, is_local=True))
@@ -256,9 +262,7 @@ def _judge_membership(batch: Batch, request: Request, submit: input_pb2.SubmitEv
     known = outliers.load_outlier(batch.conn, request.room_id, user_id)
     place = EventRow(0, event.event_id, 0, OUTLIER, 0, 0, 0, 0, 0, 0)
     if known is not None and known.event_id == event.event_id:
-        batch.answer(
-            request, input_pb2.Verdict(code=Code.VERDICT_CODE_DUPLICATE, event_id=event.event_id)
-        )
+        batch.answer(request, input_pb2.Verdict(code=Code.VERDICT_CODE_DUPLICATE, event_id=event.event_id))
         return
     stripped = list(submit.stripped_state_json)
     if not stripped and known is not None:
@@ -289,5 +293,3 @@ def _judge_membership(batch: Batch, request: Request, submit: input_pb2.SubmitEv
     batch.answer(
         request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED, event_id=event.event_id), row=place
     )
-
-

@@ -1,6 +1,7 @@
 """Judging a batch, in one transaction.
 
-    fence       UPDATE of the partition rows: my epoch, my position; no row changed: another owner (OwnershipLost)
+    fence       UPDATE of the partition rows: my epoch, my position; no row changed: another owner
+    (OwnershipLost)
     judge       each entry in order; nothing is written yet
     store       events, state, transaction keys, outbox, numbers
     commit      by the database's writer thread
@@ -27,8 +28,8 @@ from roomserver.input.decode import Request, decode_requests
 from roomserver.input.load import load
 from roomserver.memory import Memory
 from roomserver.rooms import Told
-from roomserver.storage import outputs as output_rows
 from roomserver.storage import dead_letters, partitions, rooms
+from roomserver.storage import outputs as output_rows
 from roomserver.storage.tables import log_tables
 from servicekit.log.applying import is_transient
 from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
@@ -141,7 +142,9 @@ class Judge:
         fault_point("roomserver.before_commit")
         return total
 
-    def replay(self, conn: Connection, room_ids: list[str], held: dict[int, Held]) -> tuple[Outcome, int, int]:
+    def replay(
+        self, conn: Connection, room_ids: list[str], held: dict[int, Held]
+    ) -> tuple[Outcome, int, int]:
         """Lift quarantines and judge the rooms' dead letters and waiting events once more.
 
         Returns what came of it, how many were applied, and how many failed again. Raises OwnershipLost.
@@ -402,7 +405,9 @@ class Judge:
         verdict = input_pb2.Verdict(
             request_id=request.entry.request_id,
             code=Code.VERDICT_CODE_REJECTED,
-            rejection=input_pb2.Rejection(rule="internal", reason="the entry could not be applied", errcode="M_UNKNOWN"),
+            rejection=input_pb2.Rejection(
+                rule="internal", reason="the entry could not be applied", errcode="M_UNKNOWN"
+            ),
         )
         partition = self.context.partition_of(request.room_id)
         answer = Answer(request.entry.reply_to, verdict, partition, None, None, request.room_id)

@@ -1,4 +1,6 @@
-"""What a batch needs, in few statements whatever its size: rooms, transaction keys, known events, state entries."""
+"""What a batch needs, in few statements whatever its size: rooms, transaction keys, known events, state
+entries.
+"""
 
 from arbor.log.v1 import input_pb2
 from matrixlib.events import EventFormatError, StateKey, parse_event

@@ -1,11 +1,11 @@
 """Entries of our own users: accepted whole or refused whole, on the heads that the room has now.
 
-    transaction key known?      DUPLICATE
-    events known?               DUPLICATE
-    room, version, format, ids  REJECTED
-    built on the present heads? STALE, unless it may fork
-    auth, event by event        REJECTED, the first offender named
-    apply                       ACCEPTED
+transaction key known?      DUPLICATE
+events known?               DUPLICATE
+room, version, format, ids  REJECTED
+built on the present heads? STALE, unless it may fork
+auth, event by event        REJECTED, the first offender named
+apply                       ACCEPTED
 """
 
 from arbor.log.v1 import input_pb2
@@ -26,7 +26,9 @@ from roomserver.storage.rooms import RoomRow
 Code = input_pb2.VerdictCode
 MAX_EVENTS = 500
 
-QUARANTINED = Refusal("quarantined", "the room takes no events since one of them could not be applied", "M_UNKNOWN")
+QUARANTINED = Refusal(
+    "quarantined", "the room takes no events since one of them could not be applied", "M_UNKNOWN"
+)
 UNKNOWN_ROOM = Refusal("unknown_room", "there is no such room here", "M_NOT_FOUND")
 
 
@@ -131,7 +133,11 @@ def _parse(
         return QUARANTINED, 0, []
     version = work.version if work is not None else get_room_version(submit.room_version)
     if version is None or (work is not None and submit.room_version not in ("", version.identifier)):
-        return Refusal("format", "the room has another version, or none we know", "M_UNSUPPORTED_ROOM_VERSION"), 0, []
+        return (
+            Refusal("format", "the room has another version, or none we know", "M_UNSUPPORTED_ROOM_VERSION"),
+            0,
+            [],
+        )
     if not submit.events or len(submit.events) > MAX_EVENTS:
         return Refusal("format", f"an entry has 1 to {MAX_EVENTS} events", "M_BAD_JSON"), 0, []
     events = request.events
@@ -167,7 +173,11 @@ def _parse(
     if set(first.prev_event_ids) != set(submit.built_on):
         return Refusal("format", "prev_events and built_on differ", "M_BAD_JSON"), 0, []
     if work is not None and not work.row.participating and _has_servers(batch, work):
-        return Refusal("not_participating", "no local user is in the room: join it first", "M_FORBIDDEN"), 0, []
+        return (
+            Refusal("not_participating", "no local user is in the room: join it first", "M_FORBIDDEN"),
+            0,
+            [],
+        )
     return None, 0, events
 
 

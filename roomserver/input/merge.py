@@ -1,6 +1,7 @@
 """Extremity control: a hidden event that joins heads when they pile up.
 
-Made by the RoomServer itself in the name of a local user who may send it, as `org.matrix.dummy_event`; it goes to
+Made by the RoomServer itself in the name of a local user who may send it, as `org.matrix.dummy_event`; it
+goes to
 other servers and is shown to nobody.
 """
 
@@ -39,9 +40,7 @@ def merge_heads(batch: Batch, work: RoomWork) -> bool:
         if key is None:
             continue
         types = auth_types_for_event(work.version, EVENT_TYPE, user_id, None, {})
-        state = snapshots.events_at(
-            batch, work, before, {*types, ("m.room.create", ""), auth.VISIBILITY_KEY}
-        )
+        state = snapshots.events_at(batch, work, before, {*types, ("m.room.create", ""), auth.VISIBILITY_KEY})
         try:
             event = build_event(
                 work.version,
@@ -55,7 +54,9 @@ def merge_heads(batch: Batch, work: RoomWork) -> bool:
                 origin_server_ts=batch.now_ms,
                 server_name=server,
                 signing_key=key,
-                event_id=None if work.version.hashed_event_ids else f"$merge{batch.now_ms}{chosen[0].nid}:{server}",
+                event_id=None
+                if work.version.hashed_event_ids
+                else f"$merge{batch.now_ms}{chosen[0].nid}:{server}",
             )
         except EventFormatError:
             return False

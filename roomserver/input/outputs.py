@@ -120,9 +120,15 @@ def wanted_events(skeleton: OutputMessage) -> set[str]:
 
 
 def fill(
-    skeleton: OutputMessage, bodies: Mapping[str, bytes], room_id: str, version: str, partition: int, output_no: int
+    skeleton: OutputMessage,
+    bodies: Mapping[str, bytes],
+    room_id: str,
+    version: str,
+    partition: int,
+    output_no: int,
 ) -> OutputMessage:
-    """Make a message of its skeleton and the bodies of its events (id -> canonical JSON, redacted where they are).
+    """Make a message of its skeleton and the bodies of its events (id -> canonical JSON, redacted where
+    they are).
 
     An entry whose event was purged becomes an empty one that readers skip: the others keep their places.
     """
@@ -142,7 +148,9 @@ def fill(
             fill_event(room_event, orjson.loads(body), body)
             if room_event.prev_content_json:
                 replaced = bodies.get(room_event.replaces_state)
-                room_event.prev_content_json = orjson.dumps(orjson.loads(replaced)["content"]) if replaced else b""
+                room_event.prev_content_json = (
+                    orjson.dumps(orjson.loads(replaced)["content"]) if replaced else b""
+                )
             for change in room_event.state_changes:
                 if change.event_id and change.event_id != room_event.event_id:
                     change.pdu_json = bodies.get(change.event_id, b"")

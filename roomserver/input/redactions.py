@@ -1,6 +1,8 @@
-"""Redacted forms: at once when a redaction is accepted, and on arrival of an event whose redaction came first.
+"""Redacted forms: at once when a redaction is accepted, and on arrival of an event whose redaction came
+first.
 
-In room versions 1 and 2 the auth rules decide whether a redaction may be; later ones accept it and demand, for
+In room versions 1 and 2 the auth rules decide whether a redaction may be; later ones accept it and demand,
+for
 its effect, the redact level or the domain of the target's sender ("Handling redactions").
 """
 
@@ -60,7 +62,9 @@ def redact(
     if target_row.redacted_by:
         return
     target = batch.event(target_row.nid, work.version)
-    if not work.version.redaction_rule and not may_redact(work.version, state_before, redaction.sender, target):
+    if not work.version.redaction_rule and not may_redact(
+        work.version, state_before, redaction.sender, target
+    ):
         return
     redacted = redact_event(target)
     target_row.redacted_by = redaction_row.nid
@@ -85,6 +89,3 @@ def redact(
         Told(OutputEntry(event_redacted=told), OutputEntry(event_redacted=skeleton), None, size)
     )
     work.touched = True
-
-
-

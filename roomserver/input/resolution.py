@@ -6,7 +6,7 @@ chain cover. A resolved state is stored once, however it was reached.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from matrixlib import state_resolution
 from matrixlib.event_auth import state_types_for
@@ -135,32 +135,42 @@ def resolve(batch: Batch, work: RoomWork, snapshot_ids: Sequence[int], *, cause:
     return result
 
 
-def resolve_states(
-    batch: Batch, work: RoomWork, states: list[dict[int, int]]
-) -> tuple[dict[int, int], int]:
-    """Resolve whole states, key number -> event number; returns the result and how many keys were in conflict."""
-    explained, store_nids, base = explain_states(batch, work, states)
-    if explained is None:
+def resolve_states(batch: Batch, work: RoomWork, states: list[dict[int, int]]) -> tuple[dict[int, int], int]:
+    """Resolve whole states, key number -> event number; returns the result and how many keys were in
+    conflict.
+    """
+    found, base = explain_states(batch, work, states)
+    if found is None:
         return base, 0
+    explained, number_of = found
     result = dict(base)
     for key, event_id in explained.state.items():
-        result[batch.key_id(key)] = store_nids(event_id)
+        result[batch.key_id(key)] = number_of(event_id)
     return result, len(explained.conflicted)
 
 
-def explain_states(batch: Batch, work: RoomWork, states: list[dict[int, int]]):  # type: ignore[no-untyped-def]
-    """Return (the resolution or None where nothing conflicts, event id -> number, what all have in common)."""
+Explained = tuple[state_resolution.Resolution, Callable[[str], int]]
+
+
+def explain_states(
+    batch: Batch, work: RoomWork, states: list[dict[int, int]]
+) -> tuple[Explained | None, dict[int, int]]:
+    """Return (the resolution or None where nothing conflicts, event id -> number, what all have in
+    common).
+    """
     common = dict(set(states[0].items()).intersection(*[state.items() for state in states[1:]]))
     conflicted = {key_id for state in states for key_id in state if key_id not in common}
     if not conflicted:
-        return None, None, common
+        return None, common
     _flush_chains(batch)
-    difference = set()
+    difference: set[int] = set()
     version = work.version
     if version.state_resolution is not StateResolution.V1:
         difference = auth_chains.load_difference(batch.conn, [set(state.values()) for state in states])
     store = ResolutionStore(batch, work, difference)
-    loaded = store.add({state[key_id] for state in states for key_id in conflicted if key_id in state} | difference)
+    loaded = store.add(
+        {state[key_id] for state in states for key_id in conflicted if key_id in state} | difference
+    )
     if version.state_resolution is StateResolution.V2_1:
         between = subgraph(batch, {state[k] for state in states for k in conflicted if k in state})
         loaded.update(store.add(between))
@@ -170,9 +180,7 @@ def explain_states(batch: Batch, work: RoomWork, states: list[dict[int, int]]): 
     keys = batch.keys_of(wanted)
     used = {state[key_id] for state in states for key_id in wanted if key_id in state}
     ids = {nid: event.event_id for nid, event in store.add(used).items()}
-    sets = [
-        {keys[key_id]: ids[state[key_id]] for key_id in wanted if key_id in state} for state in states
-    ]
+    sets = [{keys[key_id]: ids[state[key_id]] for key_id in wanted if key_id in state} for state in states]
     explained = state_resolution.resolve_explained(version, sets, store)
     back = {event_id: nid for nid, event_id in ids.items()}
 
@@ -184,7 +192,7 @@ def explain_states(batch: Batch, work: RoomWork, states: list[dict[int, int]]): 
             number = row.nid
         return number
 
-    return explained, number_of, common
+    return (explained, number_of), common
 
 
 def _flush_chains(batch: Batch) -> None:

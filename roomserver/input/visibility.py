@@ -1,4 +1,6 @@
-"""What decides who may see an event (architecture, §6): history visibility and, outside of the timeline, members."""
+"""What decides who may see an event (architecture, §6): history visibility and, outside of the timeline,
+members.
+"""
 
 from collections.abc import Mapping
 

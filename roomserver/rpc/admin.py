@@ -101,7 +101,9 @@ class AdminServicer(AdminServiceServicer):
         for table, rows in (await self._database.read(garbage.count_rows)).items():
             metrics.table_rows.labels(table).set(rows)
         return query_pb2.CollectGarbageResponse(
-            collected=[query_pb2.Collected(table=table, rows=rows) for table, rows in sorted(collected.items())]
+            collected=[
+                query_pb2.Collected(table=table, rows=rows) for table, rows in sorted(collected.items())
+            ]
         )
 
 

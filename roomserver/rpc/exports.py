@@ -29,7 +29,12 @@ def read_complete_through(conn: Connection) -> int:
 
 
 def read_page(
-    conn: Connection, after: int, through: int, room_nids: set[int] | None, room_ids: set[str], partitions: int
+    conn: Connection,
+    after: int,
+    through: int,
+    room_nids: set[int] | None,
+    room_ids: set[str],
+    partitions: int,
 ) -> tuple[list[tuple[int, bytes, str]], int]:
     """The next messages, (sequence, encoded, subject), and the sequence to go on after (0: that was all)."""
     rows = outputs.load_outputs(conn, after, through, PAGE)

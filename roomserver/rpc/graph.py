@@ -86,7 +86,9 @@ def read_missing(
     earliest = events.load_events_by_id(conn, request.earliest_events)
     latest = events.load_events_by_id(conn, request.latest_events)
     seen = {row.nid for row in earliest.values()} | {row.nid for row in latest.values()}
-    front = [nid for row in latest.values() if row.room_nid == room.nid for nid in row.prev if nid not in seen]
+    front = [
+        nid for row in latest.values() if row.room_nid == room.nid for nid in row.prev if nid not in seen
+    ]
     found: list[EventRow] = []
     limit = min(request.limit or 10, MAX_EVENTS)
     while front and len(found) < limit:
@@ -243,7 +245,9 @@ def _server_check(
 
 
 def read_explanation(conn: Connection, event_id: str) -> query_pb2.ExplainEventResponse:
-    """Why an event was judged as it was: the rule, the state it was checked against, what a resolution picked."""
+    """Why an event was judged as it was: the rule, the state it was checked against, what a resolution
+    picked.
+    """
     stored = reads.read_stored(conn, [event_id])
     if not stored:
         return query_pb2.ExplainEventResponse()

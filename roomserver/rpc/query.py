@@ -58,7 +58,7 @@ class QueryServicer(QueryServiceServicer):
                 reads.read_sequence, room_id
             )
             if known or asyncio.get_running_loop().time() > deadline:
-                return known
+                return known or 0
             await asyncio.sleep(0.005)
 
     async def QueryLatest(  # noqa: N802 - the contract's name
@@ -144,7 +144,9 @@ class QueryServicer(QueryServiceServicer):
 
     async def _position(self, room_id: str) -> int:
         known = self._server.processor.position_of(room_id)
-        return known or await self._database.read(reads.read_sequence, room_id)
+        if known:
+            return known
+        return await self._database.read(reads.read_sequence, room_id)
 
     async def QueryRoomPosition(  # noqa: N802
         self, request: query_pb2.QueryRoomPositionRequest, context: Context
@@ -206,7 +208,9 @@ class QueryServicer(QueryServiceServicer):
             found = await self._database.read(events.load_full_by_nid, part)
             position += len(part)
             yield query_pb2.GetSnapshotResponse(
-                state=[reads.message_of(found[nid][0].event_id, found[nid][1]) for nid in part if nid in found],
+                state=[
+                    reads.message_of(found[nid][0].event_id, found[nid][1]) for nid in part if nid in found
+                ],
                 cursor=position,
             )
             if not part:
@@ -252,4 +256,3 @@ def _ordered_state(conn: Any, snapshot_id: int) -> list[int] | None:
     state = snapshots.compose(path)
     keys = states.load_keys(conn, list(state))
     return [state[key_id] for key_id, _ in sorted(keys.items(), key=lambda item: item[1])]
-

@@ -23,7 +23,8 @@ _CURRENT_ALL = Sql(
     " JOIN event_body b ON b.nid = e.nid WHERE c.room_nid = ? ORDER BY c.key_id"
 )
 _OUTLIERS = Sql(
-    "SELECT room_id, user_id, membership, event_id FROM outlier_membership WHERE user_id IN ? ORDER BY room_id"
+    "SELECT room_id, user_id, membership, event_id FROM outlier_membership WHERE user_id IN ? ORDER"
+    " BY room_id"
 )
 _OUTLIERS_OF = Sql(
     "SELECT room_id, user_id, membership, event_id FROM outlier_membership WHERE room_id = ? ORDER BY user_id"
@@ -32,7 +33,8 @@ _OUTLIER_EVENTS = Sql(
     "SELECT event_id, room_id, room_version, pdu FROM outlier_membership WHERE event_id IN ?"
 )
 _ROOMS_JOINED = Sql(
-    "SELECT DISTINCT c.room_nid FROM current_state c WHERE c.key_id IN ? AND c.membership = 1 ORDER BY c.room_nid"
+    "SELECT DISTINCT c.room_nid FROM current_state c WHERE c.key_id IN ? AND c.membership = 1 ORDER"
+    " BY c.room_nid"
 )
 
 
@@ -41,7 +43,9 @@ def message_of(event_id: str, pdu: bytes) -> common_pb2.Event:
     return common_pb2.Event(event_id=event_id, pdu_json=pdu)
 
 
-def read_latest(conn: Connection, request: query_pb2.QueryLatestRequest) -> tuple[query_pb2.QueryLatestResponse, int]:
+def read_latest(
+    conn: Connection, request: query_pb2.QueryLatestRequest
+) -> tuple[query_pb2.QueryLatestResponse, int]:
     """The answer, without its position, and the room's last output_no."""
     row = rooms.load_rooms(conn, [request.room_id]).get(request.room_id)
     if row is None:
@@ -76,7 +80,9 @@ def read_sequence(conn: Connection, room_id: str) -> int:
 
 
 def read_stored(conn: Connection, event_ids: Iterable[str], room_id: str = "") -> list[query_pb2.StoredEvent]:
-    """Events by id in the order asked, waiting ones and outlier memberships too; unknown ones are left out."""
+    """Events by id in the order asked, waiting ones and outlier memberships too; unknown ones are left
+    out.
+    """
     wanted = list(dict.fromkeys(event_ids))
     found = events.load_full_by_id(conn, wanted)
     stored = dict(zip(found, make_stored(conn, list(found.values())), strict=True))
@@ -127,7 +133,9 @@ def make_stored(conn: Connection, found: list[tuple[EventRow, bytes]]) -> list[q
     return made
 
 
-def load_positions(conn: Connection, rows: Iterable[EventRow], room_rows: dict[int, RoomRow]) -> dict[int, int]:
+def load_positions(
+    conn: Connection, rows: Iterable[EventRow], room_rows: dict[int, RoomRow]
+) -> dict[int, int]:
     """event number -> position on OUTPUT, of those that have one that is known."""
     by_partition: dict[int, set[int]] = {}
     told = [row for row in rows if row.output_no]
@@ -237,5 +245,3 @@ def read_state(
             cache[snapshot] = load_state(conn, snapshot) if snapshot else {}
         answers.append((event_id, cache[snapshot]))
     return answers
-
-

@@ -26,7 +26,8 @@ _STORE_LINK = Sql(
 )
 _REMOVE = Sql("DELETE FROM auth_chain WHERE event_nid IN ?")
 _REMOVE_LINKS = Sql(
-    "DELETE FROM auth_chain_link WHERE EXISTS (SELECT 1 FROM auth_chain a WHERE a.chain_id = auth_chain_link.chain_id"
+    "DELETE FROM auth_chain_link WHERE EXISTS (SELECT 1 FROM auth_chain a WHERE a.chain_id ="
+    " auth_chain_link.chain_id"
     " AND a.seq = auth_chain_link.seq AND a.event_nid IN ?)"
 )
 
@@ -87,7 +88,7 @@ def remove(conn: Connection, nids: list[int]) -> None:
 
 
 def _load_places(conn: Connection, nids: Sequence[int]) -> dict[int, tuple[int, int]]:
-    found = {}
+    found: dict[int, tuple[int, int]] = {}
     for part in chunks(nids, 20_000):
         found.update((row[0], (row[1], row[2])) for row in _PLACES.rows(conn, list(part)))
     return found
@@ -124,7 +125,8 @@ def load_reach(conn: Connection, nids: Iterable[int]) -> Reach:
 def load_difference(conn: Connection, state_sets: Sequence[Collection[int]]) -> set[int]:
     """Return the events in the auth chain of some, but not of every set; a set's own events count.
 
-    What all sets have in common is left aside first: with C in common and D_i beyond it, the difference is what
+    What all sets have in common is left aside first: with C in common and D_i beyond it, the difference is
+    what
     some D_i reach, but neither C nor all D_i do.
     """
     if len(state_sets) < 2:

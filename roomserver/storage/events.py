@@ -32,9 +32,7 @@ _WITH_BODY = Sql(
 _WITH_BODY_BY_ID = Sql(
     f"SELECT {_E_COLUMNS}, b.pdu FROM event e JOIN event_body b ON b.nid = e.nid WHERE e.event_id IN ?"
 )
-_INSERT = Sql(
-    f"INSERT INTO event ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_INSERT = Sql(f"INSERT INTO event ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
 _INSERT_BODY = Sql("INSERT INTO event_body (nid, pdu) VALUES (?, ?)")
 _REPLACE_BODY = Sql("UPDATE event_body SET pdu = ? WHERE nid = ?")
 _REDACTED = Sql("UPDATE event SET redacted_by = ? WHERE nid = ?")
@@ -99,7 +97,9 @@ def load_full_by_nid(conn: Connection, nids: Iterable[int]) -> dict[int, tuple[E
 def load_full_by_id(conn: Connection, event_ids: Iterable[str]) -> dict[str, tuple[EventRow, bytes]]:
     """event id -> row and body."""
     wanted = list(event_ids)
-    return {row[1]: (_row(row[:-1]), row[-1]) for row in _WITH_BODY_BY_ID.rows(conn, wanted)} if wanted else {}
+    return (
+        {row[1]: (_row(row[:-1]), row[-1]) for row in _WITH_BODY_BY_ID.rows(conn, wanted)} if wanted else {}
+    )
 
 
 def load_known(conn: Connection, event_ids: list[str]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Collecting what nothing refers to any more; each statement checks the references itself.
 
-A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so chains of
+A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so
+chains of
 bases go from their ends, in a few rounds.
 """
 
@@ -21,7 +22,8 @@ _UNUSED_RESOLVED = (
 )
 # One pass over the events, not one for each snapshot.
 _USED = (
-    "SELECT snapshot_before FROM event UNION SELECT snapshot_after FROM event UNION SELECT snapshot_id FROM room"
+    "SELECT snapshot_before FROM event UNION SELECT snapshot_after FROM event UNION SELECT"
+    " snapshot_id FROM room"
     " UNION SELECT snapshot_id FROM resolved_snapshot UNION SELECT base_id FROM snapshot"
 )
 _RULES: dict[str, str] = {
@@ -40,9 +42,7 @@ _AGES = {
     "waiting_event": WAITING_MS,
     "dead_letter": DEAD_MS,
 }
-_OUTBOX = (
-    "output_no <= (SELECT p.published_no FROM outbox_progress p WHERE p.partition = outbox.partition)"
-)
+_OUTBOX = "output_no <= (SELECT p.published_no FROM outbox_progress p WHERE p.partition = outbox.partition)"
 _ORPHANS = {
     "pending_redaction": "redaction_nid NOT IN (SELECT nid FROM event)",
     "missing_prev": "event_nid NOT IN (SELECT nid FROM event)",
@@ -68,7 +68,11 @@ TABLES = (
 
 
 def collect(
-    conn: Connection, now_ms: int, *, dry_run: bool, note: Callable[[str, int], None] = lambda table, rows: None
+    conn: Connection,
+    now_ms: int,
+    *,
+    dry_run: bool,
+    note: Callable[[str, int], None] = lambda table, rows: None,
 ) -> dict[str, int]:
     """Delete, or only count, what is not needed; returns rows by table."""
     collected: dict[str, int] = {}
@@ -92,10 +96,10 @@ def collect(
 
 def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: int) -> int:
     if dry_run:
-        return int(Sql(f"SELECT COUNT(*) FROM {table} WHERE {rule}").row(conn, *parameters)[0])  # noqa: S608
-    return Sql(f"DELETE FROM {table} WHERE {rule}").change(conn, *parameters)  # noqa: S608
+        return int(Sql(f"SELECT COUNT(*) FROM {table} WHERE {rule}").row(conn, *parameters)[0])
+    return Sql(f"DELETE FROM {table} WHERE {rule}").change(conn, *parameters)
 
 
 def count_rows(conn: Connection) -> dict[str, int]:
     """How many rows tables have."""
-    return {table: int(Sql(f"SELECT COUNT(*) FROM {table}").row(conn)[0]) for table in TABLES}  # noqa: S608
+    return {table: int(Sql(f"SELECT COUNT(*) FROM {table}").row(conn)[0]) for table in TABLES}

@@ -13,8 +13,10 @@ _LOAD = Sql(
 )
 _STORE = Sql(
     "INSERT INTO outlier_membership (room_id, user_id, room_version, membership, event_id, pdu, stripped)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_id, user_id) DO UPDATE SET room_version = excluded.room_version,"
-    " membership = excluded.membership, event_id = excluded.event_id, pdu = excluded.pdu, stripped = excluded.stripped"
+    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_id, user_id) DO UPDATE SET room_version ="
+    " excluded.room_version,"
+    " membership = excluded.membership, event_id = excluded.event_id, pdu = excluded.pdu, stripped ="
+    " excluded.stripped"
 )
 _DELETE = Sql("DELETE FROM outlier_membership WHERE room_id = ?")
 

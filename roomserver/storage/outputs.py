@@ -1,4 +1,6 @@
-"""What was told on OUTPUT, kept without what the events themselves can give back, for `Export`; the outbox."""
+"""What was told on OUTPUT, kept without what the events themselves can give back, for `Export`; the
+outbox.
+"""
 
 from collections.abc import Iterable
 
@@ -7,7 +9,8 @@ from sqlalchemy import Connection
 from roomserver.storage.sql import Sql
 
 _INSERT = Sql(
-    "INSERT INTO output_message (partition, output_no, room_nid, sequence, skeleton) VALUES (?, ?, ?, NULL, ?)"
+    "INSERT INTO output_message (partition, output_no, room_nid, sequence, skeleton) VALUES (?, ?,"
+    " ?, NULL, ?)"
 )
 _PLACED = Sql("UPDATE output_message SET sequence = ? WHERE partition = ? AND output_no = ?")
 _AFTER = Sql(
@@ -22,7 +25,8 @@ _OUTBOX = Sql(
 _OUTBOX_DELETE = Sql("DELETE FROM outbox WHERE partition = ? AND output_no <= ?")
 _PROGRESS = Sql(
     "INSERT INTO outbox_progress (partition, last_no, published_no, sequence) VALUES (?, ?, ?, ?)"
-    " ON CONFLICT (partition) DO UPDATE SET published_no = excluded.published_no, sequence = excluded.sequence"
+    " ON CONFLICT (partition) DO UPDATE SET published_no = excluded.published_no, sequence ="
+    " excluded.sequence"
 )
 _OUTBOX_COUNT = Sql("SELECT COUNT(*) FROM outbox")
 
@@ -45,7 +49,9 @@ def store_published(
     _PLACED.many(conn, placed)
     done = list(through)
     _OUTBOX_DELETE.many(conn, [(partition, output_no) for partition, output_no, _ in done])
-    _PROGRESS.many(conn, [(partition, output_no, output_no, sequence) for partition, output_no, sequence in done])
+    _PROGRESS.many(
+        conn, [(partition, output_no, output_no, sequence) for partition, output_no, sequence in done]
+    )
 
 
 def load_outputs(

@@ -21,9 +21,12 @@ _CLAIM = Sql(
     " WHERE id = ? AND epoch = ? AND (lease_until < ? OR owner = ?)"
 )
 _RENEW = Sql("UPDATE partition SET lease_until = ? WHERE id = ? AND owner = ? AND epoch = ?")
-_GIVE_UP = Sql("UPDATE partition SET lease_until = 0, owner = '', address = '' WHERE id = ? AND owner = ? AND epoch = ?")
+_GIVE_UP = Sql(
+    "UPDATE partition SET lease_until = 0, owner = '', address = '' WHERE id = ? AND owner = ? AND epoch = ?"
+)
 _ADVANCE = Sql(
-    "UPDATE partition SET input_position = ?, input_epoch = ? WHERE id = ? AND epoch = ? AND input_position = ?"
+    "UPDATE partition SET input_position = ?, input_epoch = ? WHERE id = ? AND epoch = ? AND"
+    " input_position = ?"
 )
 _NUMBER = Sql("UPDATE partition SET output_no = ? WHERE id = ? AND epoch = ?")
 
@@ -77,7 +80,9 @@ def advance(
         return []
     rows = {row.id: row for row in load_partitions(conn)}
     return [
-        number for number, epoch, _ in moves if rows[number].epoch != epoch or rows[number].input_position != position
+        number
+        for number, epoch, _ in moves
+        if rows[number].epoch != epoch or rows[number].input_position != position
     ]
 
 
@@ -88,10 +93,14 @@ def store_output_numbers(conn: Connection, numbers: Iterable[tuple[int, int, int
 
 _RESET = Sql("UPDATE partition SET input_position = ?, input_epoch = ? WHERE id = ? AND epoch = ?")
 _META = Sql("SELECT value FROM meta WHERE name = ?")
-_STORE_META = Sql("INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+_STORE_META = Sql(
+    "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 
 
-def reset_positions(conn: Connection, held: Iterable[tuple[int, int]], input_epoch: str, position: int) -> None:
+def reset_positions(
+    conn: Connection, held: Iterable[tuple[int, int]], input_epoch: str, position: int
+) -> None:
     """Begin anew on INPUT with partitions given as (partition, epoch)."""
     _RESET.many(conn, [(position, input_epoch, number, epoch) for number, epoch in held])
 

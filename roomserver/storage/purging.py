@@ -8,11 +8,17 @@ from sqlalchemy import Connection
 from matrixlib.identifiers import server_name_of
 from roomserver.storage.sql import Sql
 
+_DELETE_LINKS = (
+    "DELETE FROM auth_chain_link WHERE chain_id IN"
+    " (SELECT a.chain_id FROM auth_chain a JOIN event e ON e.nid = a.event_nid WHERE e.room_nid = ?)"
+)
+_DELETE_WAITS = (
+    "DELETE FROM waiting_for WHERE waiting_event_id IN (SELECT event_id FROM waiting_event WHERE room_id = ?)"
+)
 _OF_ROOM = (
     "DELETE FROM event_body WHERE nid IN (SELECT nid FROM event WHERE room_nid = ?)",
     "DELETE FROM transaction_key WHERE event_nid IN (SELECT nid FROM event WHERE room_nid = ?)",
-    "DELETE FROM auth_chain_link WHERE chain_id IN"
-    " (SELECT a.chain_id FROM auth_chain a JOIN event e ON e.nid = a.event_nid WHERE e.room_nid = ?)",
+    _DELETE_LINKS,
     "DELETE FROM auth_chain WHERE event_nid IN (SELECT nid FROM event WHERE room_nid = ?)",
     "DELETE FROM event WHERE room_nid = ?",
     "DELETE FROM current_state WHERE room_nid = ?",
@@ -28,7 +34,7 @@ _STATEMENTS = [Sql(text) for text in _OF_ROOM]
 _BY_ID = [
     Sql(text)
     for text in (
-        "DELETE FROM waiting_for WHERE waiting_event_id IN (SELECT event_id FROM waiting_event WHERE room_id = ?)",
+        _DELETE_WAITS,
         "DELETE FROM waiting_event WHERE room_id = ?",
         "DELETE FROM outlier_membership WHERE room_id = ?",
         "DELETE FROM dead_letter WHERE about = ?",

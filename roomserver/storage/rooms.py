@@ -24,12 +24,15 @@ _STORE = Sql(
     " last_output_no = excluded.last_output_no"
 )
 _UPDATE = Sql(
-    "UPDATE room SET heads = ?, snapshot_id = ?, joined = ?, invited = ?, local_joined = ?, state_entries = ?,"
+    "UPDATE room SET heads = ?, snapshot_id = ?, joined = ?, invited = ?, local_joined = ?,"
+    " state_entries = ?,"
     " participation = ?, participating = ?, quarantined_ms = ?, last_output_no = ? WHERE nid = ?"
 )
 _QUARANTINE = Sql("UPDATE room SET quarantined_ms = ? WHERE room_id = ?")
 _QUARANTINED = Sql("SELECT room_id FROM room WHERE quarantined_ms > 0 ORDER BY room_id")
-_SERVERS = Sql("SELECT room_nid, server, joined FROM room_server WHERE room_nid IN ? ORDER BY room_nid, server")
+_SERVERS = Sql(
+    "SELECT room_nid, server, joined FROM room_server WHERE room_nid IN ? ORDER BY room_nid, server"
+)
 _SERVER = Sql("SELECT server, joined FROM room_server WHERE room_nid = ? AND server IN ?")
 _STORE_SERVER = Sql(
     "INSERT INTO room_server (room_nid, server, joined) VALUES (?, ?, ?)"

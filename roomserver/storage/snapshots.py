@@ -18,13 +18,15 @@ from roomserver.storage.sql import Sql
 _PATH = Sql(
     "WITH RECURSIVE path(id, base_id, number, delta, room_nid) AS ("
     " SELECT id, base_id, number, delta, room_nid FROM snapshot WHERE id = ?"
-    " UNION ALL SELECT s.id, s.base_id, s.number, s.delta, s.room_nid FROM snapshot s JOIN path p ON s.id = p.base_id"
+    " UNION ALL SELECT s.id, s.base_id, s.number, s.delta, s.room_nid FROM snapshot s JOIN path p ON"
+    " s.id = p.base_id"
     ") SELECT id, base_id, number, delta, room_nid FROM path"
 )
 _INSERT = Sql("INSERT INTO snapshot (id, room_nid, base_id, number, delta) VALUES (?, ?, ?, ?, ?)")
 _RESOLVED = Sql("SELECT snapshot_id FROM resolved_snapshot WHERE room_nid = ? AND hash = ?")
 _STORE_RESOLVED = Sql(
-    "INSERT INTO resolved_snapshot (room_nid, hash, snapshot_id) VALUES (?, ?, ?) ON CONFLICT (room_nid, hash) DO NOTHING"
+    "INSERT INTO resolved_snapshot (room_nid, hash, snapshot_id) VALUES (?, ?, ?) ON CONFLICT"
+    " (room_nid, hash) DO NOTHING"
 )
 
 
@@ -66,7 +68,11 @@ def load_state(conn: Connection, snapshot_id: int) -> dict[int, int]:
 def store_snapshots(conn: Connection, nodes: list[Node]) -> None:
     """Insert snapshots."""
     _INSERT.many(
-        conn, [(node.id, node.room_nid, node.base_id, node.number, pack_pairs(node.delta.items())) for node in nodes]
+        conn,
+        [
+            (node.id, node.room_nid, node.base_id, node.number, pack_pairs(node.delta.items()))
+            for node in nodes
+        ],
     )
 
 

@@ -59,7 +59,9 @@ class Sql:
             raise _converted(conn, self._postgresql, error) from error
 
     def many(self, conn: Connection, rows: Iterable[tuple[Any, ...]]) -> int:
-        """Run it once for each row of parameters and return how many rows changed in all; nothing for none."""
+        """Run it once for each row of parameters and return how many rows changed in all; nothing for
+        none.
+        """
         values = rows if isinstance(rows, list) else list(rows)
         if not values:
             return 0
@@ -87,17 +89,17 @@ def _converted(conn: Connection, text: str, error: Exception) -> Exception:
         return error
     lost = False
     if not conn.invalidated:
-        lost = bool(dialect.is_disconnect(error, conn.connection.dbapi_connection, None))  # type: ignore[arg-type]
+        driver: Any = conn.connection.dbapi_connection
+        lost = dialect.is_disconnect(error, driver, None)
     if lost:
         conn.invalidate(error)
-    return DBAPIError.instance(  # type: ignore[no-any-return, call-overload]
+    converted: Exception = DBAPIError.instance(
         text, None, error, errors, connection_invalidated=lost, dialect=dialect
     )
+    return converted
 
 
 def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Cut a long list into parts."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-

@@ -7,11 +7,10 @@ from sqlalchemy import Connection
 
 from roomserver.storage.sql import Sql
 
-_JOB = Sql(
-    "SELECT import_id, room_id, room_version, last_part, events FROM import_job WHERE import_id = ?"
-)
+_JOB = Sql("SELECT import_id, room_id, room_version, last_part, events FROM import_job WHERE import_id = ?")
 _STORE_JOB = Sql(
-    "INSERT INTO import_job (import_id, room_id, room_version, last_part, events, created_ms) VALUES (?, ?, ?, ?, ?, ?)"
+    "INSERT INTO import_job (import_id, room_id, room_version, last_part, events, created_ms) VALUES"
+    " (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (import_id) DO UPDATE SET last_part = excluded.last_part, events = excluded.events"
 )
 _STORE = Sql(
@@ -21,7 +20,8 @@ _STORE = Sql(
 _MARK_STATE = Sql("UPDATE import_event SET is_state = ? WHERE import_id = ? AND event_id = ?")
 _COUNT = Sql("SELECT COUNT(*) FROM import_event WHERE import_id = ?")
 _PAGE = Sql(
-    "SELECT event_id, is_state, pdu FROM import_event WHERE import_id = ? AND event_id > ? ORDER BY event_id LIMIT ?"
+    "SELECT event_id, is_state, pdu FROM import_event WHERE import_id = ? AND event_id > ? ORDER BY"
+    " event_id LIMIT ?"
 )
 _SOME = Sql("SELECT event_id, pdu FROM import_event WHERE import_id = ? AND event_id IN ?")
 _DELETE_EVENTS = Sql("DELETE FROM import_event WHERE import_id = ?")

@@ -35,7 +35,8 @@ _MEMBERS_OF = Sql(
 )
 _ROOMS_OF = Sql(
     "SELECT r.room_id, c.membership, k.state_key, e.event_id FROM current_state c"
-    " JOIN state_key k ON k.id = c.key_id JOIN room r ON r.nid = c.room_nid JOIN event e ON e.nid = c.event_nid"
+    " JOIN state_key k ON k.id = c.key_id JOIN room r ON r.nid = c.room_nid JOIN event e ON e.nid ="
+    " c.event_nid"
     " WHERE c.key_id IN ? AND c.membership > 0 ORDER BY r.nid, c.key_id"
 )
 _JOINED_USERS = Sql(

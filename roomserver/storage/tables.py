@@ -39,7 +39,9 @@ partition = Table(
     Column("lease_until", BigInteger, nullable=False, comment="milliseconds since 1970; 0: free"),
     Column("input_epoch", String(32), nullable=False, comment="INPUT's epoch; empty: nothing read yet"),
     Column("input_position", BigInteger, nullable=False, comment="last INPUT sequence judged; 0: none"),
-    Column("output_no", BigInteger, nullable=False, comment="last number given to an OUTPUT message; 0: none"),
+    Column(
+        "output_no", BigInteger, nullable=False, comment="last number given to an OUTPUT message; 0: none"
+    ),
 )
 
 id_block = Table(
@@ -121,7 +123,9 @@ current_state = Table(
     Column("room_nid", BigInteger, primary_key=True, autoincrement=False),
     Column("key_id", BigInteger, primary_key=True, autoincrement=False),
     Column("event_nid", BigInteger, nullable=False),
-    Column("membership", SmallInteger, nullable=False, comment="0: not a member event; see states.MEMBERSHIPS"),
+    Column(
+        "membership", SmallInteger, nullable=False, comment="0: not a member event; see states.MEMBERSHIPS"
+    ),
     Index("ix_current_state_key_id", "key_id"),
     sqlite_with_rowid=False,
 )
@@ -132,7 +136,9 @@ snapshot = Table(
     Column("id", _Nid, primary_key=True, autoincrement=False),
     Column("room_nid", BigInteger, nullable=False),
     Column("base_id", BigInteger, nullable=False, comment="what `delta` is relative to; 0: the empty state"),
-    Column("number", Integer, nullable=False, comment="in its chain; based on the one at number & (number-1)"),
+    Column(
+        "number", Integer, nullable=False, comment="in its chain; based on the one at number & (number-1)"
+    ),
     Column("delta", LargeBinary, nullable=False, comment="packed (key id, event number; 0: removed) pairs"),
     Index("ix_snapshot_room_nid", "room_nid"),
 )
@@ -181,7 +187,9 @@ output_message = Table(
     Column("output_no", BigInteger, primary_key=True, autoincrement=False),
     Column("room_nid", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=True, comment="on OUTPUT; NULL: not known yet"),
-    Column("skeleton", LargeBinary, nullable=False, comment="OutputMessage without what `event` can give back"),
+    Column(
+        "skeleton", LargeBinary, nullable=False, comment="OutputMessage without what `event` can give back"
+    ),
     Index("ix_output_message_sequence", "sequence"),
     Index("ix_output_message_room_nid", "room_nid"),
     sqlite_with_rowid=False,

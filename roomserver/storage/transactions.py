@@ -9,7 +9,8 @@ from arbor.log.v1.common_pb2 import TransactionKey
 from roomserver.storage.sql import Sql
 
 _LOAD = Sql(
-    "SELECT t.hash, e.event_id, e.nid FROM transaction_key t JOIN event e ON e.nid = t.event_nid WHERE t.hash IN ?"
+    "SELECT t.hash, e.event_id, e.nid FROM transaction_key t JOIN event e ON e.nid = t.event_nid"
+    " WHERE t.hash IN ?"
 )
 _STORE = Sql("INSERT INTO transaction_key (hash, event_nid, created_ms) VALUES (?, ?, ?)")
 

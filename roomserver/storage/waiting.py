@@ -21,7 +21,9 @@ _COLUMNS = "event_id, room_id, origin, origin_server, room_version, pdu, created
 _BY_ID = Sql(f"SELECT {_COLUMNS} FROM waiting_event WHERE event_id IN ?")
 _OF_ROOM = Sql(f"SELECT {_COLUMNS} FROM waiting_event WHERE room_id = ? ORDER BY created_ms, event_id")
 _WAITERS = Sql("SELECT DISTINCT waiting_event_id FROM waiting_for WHERE missing_event_id IN ?")
-_MISSING = Sql("SELECT missing_event_id FROM waiting_for WHERE waiting_event_id = ? ORDER BY missing_event_id")
+_MISSING = Sql(
+    "SELECT missing_event_id FROM waiting_for WHERE waiting_event_id = ? ORDER BY missing_event_id"
+)
 _ANY = Sql("SELECT 1 FROM waiting_event WHERE room_id = ? LIMIT 1")
 
 _PENDING_STORE = Sql(
@@ -37,7 +39,8 @@ _PREV_STORE = Sql(
 )
 _PREV_DELETE = Sql("DELETE FROM missing_prev WHERE room_nid = ? AND prev_event_id = ?")
 _PREV_OF_ROOM = Sql(
-    "SELECT m.prev_event_id, m.event_nid, e.event_id, e.depth FROM missing_prev m JOIN event e ON e.nid = m.event_nid"
+    "SELECT m.prev_event_id, m.event_nid, e.event_id, e.depth FROM missing_prev m JOIN event e ON"
+    " e.nid = m.event_nid"
     " WHERE m.room_nid = ? ORDER BY e.depth DESC, m.prev_event_id"
 )
 
@@ -103,7 +106,9 @@ def is_anything_waiting(conn: Connection, room_id: str) -> bool:
 
 
 def store_pending_redactions(conn: Connection, rows: Iterable[tuple[str, int, int]]) -> None:
-    """Remember (target event id, redaction's number, room's number) of redactions whose target is not here."""
+    """Remember (target event id, redaction's number, room's number) of redactions whose target is not
+    here.
+    """
     _PENDING_STORE.many(conn, rows)
 
 
@@ -129,5 +134,7 @@ def store_missing_prevs(
 
 
 def load_missing_prevs(conn: Connection, room_nid: int) -> list[tuple[str, int, str, int]]:
-    """(missing prev event id, event number, event id, depth) of a room's backward extremities, newest first."""
+    """(missing prev event id, event number, event id, depth) of a room's backward extremities, newest
+    first.
+    """
     return [tuple(row) for row in _PREV_OF_ROOM.rows(conn, room_nid)]

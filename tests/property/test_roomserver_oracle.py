@@ -1,6 +1,7 @@
 """The RoomServer's judge against rooms judged in memory: the same verdicts, the same state at every event.
 
-The rooms fork, ban against joins and race for power (`tests.support.random_rooms`). Redaction is left out: the
+The rooms fork, ban against joins and race for power (`tests.support.random_rooms`). Redaction is left out:
+the
 rooms in memory judge by whole events, and what redaction keeps is tested elsewhere.
 """
 

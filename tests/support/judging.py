@@ -1,4 +1,5 @@
-"""The RoomServer's judge on a database of its own, without a log: INPUT messages in, verdicts and messages out.
+"""The RoomServer's judge on a database of its own, without a log: INPUT messages in, verdicts and messages
+out.
 
     bench = JudgeBench(url)
     verdict = bench.submit(local(room_id, [event], built_on=heads))[0]
@@ -94,7 +95,9 @@ class JudgeBench:
         """Judge messages as one batch; returns the verdicts in order."""
         return self.judge_messages(self.messages(requests))
 
-    def judge_messages(self, messages: list[LogMessage], *, through: int | None = None) -> list[input_pb2.Verdict]:
+    def judge_messages(
+        self, messages: list[LogMessage], *, through: int | None = None
+    ) -> list[input_pb2.Verdict]:
         """Judge given messages as one batch, as the processor does."""
         last = through if through is not None else max(message.sequence for message in messages)
         work = Work(messages, last, "epoch", published=self._placed)

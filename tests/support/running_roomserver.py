@@ -1,8 +1,8 @@
 """A whole RoomServer in this process, on a real nats-server, asked over gRPC as other services do.
 
-    async with running_roomserver(tmp_path, nats) as world:
-        verdict = await world.submit(local(room_id, [event]))
-        await world.query.QueryLatest(...)
+async with running_roomserver(tmp_path, nats) as world:
+    verdict = await world.submit(local(room_id, [event]))
+    await world.query.QueryLatest(...)
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from servicekit.log.verdicts import VerdictInbox
 from tests.support.nats import NatsProcess
 
 
-def config_for(tmp_path: Path, nats: NatsProcess, server_name: str = "a.example", **overrides: object) -> Config:
+def config_for(tmp_path: Path, nats: NatsProcess, server_name: str = "a.example", **overrides: str) -> Config:
     """A configuration whose data lie below `tmp_path` and whose log is `nats`."""
     return load_config(
         None,
@@ -46,7 +46,11 @@ class World:
     """A running RoomServer and a writer beside it."""
 
     def __init__(
-        self, server: RoomServer, writer: LogConnection, inbox: VerdictInbox[input_pb2.Verdict], config: Config
+        self,
+        server: RoomServer,
+        writer: LogConnection,
+        inbox: VerdictInbox[input_pb2.Verdict],
+        config: Config,
     ) -> None:
         self.server = server
         self.writer = writer
@@ -107,7 +111,7 @@ def decode_verdicts(data: bytes) -> list[tuple[str, input_pb2.Verdict]]:
 
 
 @contextlib.asynccontextmanager
-async def running_roomserver(tmp_path: Path, nats: NatsProcess, **overrides: object) -> AsyncIterator[World]:
+async def running_roomserver(tmp_path: Path, nats: NatsProcess, **overrides: str) -> AsyncIterator[World]:
     """Run a RoomServer and connect a writer."""
     config = config_for(tmp_path, nats, **overrides)
     async with running_server(config) as server, writing_world(config, server) as world:

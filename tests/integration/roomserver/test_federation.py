@@ -170,7 +170,11 @@ def test_an_invite_to_a_room_that_we_are_not_in(bench: JudgeBench) -> None:
     verdict = bench.submit(request)[0]
     assert (verdict.code, verdict.output_sequence) == (CODE.VERDICT_CODE_ACCEPTED, 1)
     told = bench.entries[-1].outlier_membership
-    assert (told.user_id, told.membership, told.stripped_state_json[0]) == (ERIN, "invite", b'{"type":"m.room.name"}')
+    assert (told.user_id, told.membership, told.stripped_state_json[0]) == (
+        ERIN,
+        "invite",
+        b'{"type":"m.room.name"}',
+    )
     found = bench.database.read_sync(
         reads.read_memberships, query_pb2.QueryMembershipsRequest(user_ids=[ERIN])
     )
@@ -260,7 +264,9 @@ def test_a_room_is_purged(bench: JudgeBench) -> None:
     found = bench.database.read_sync(event_rows.load_events_by_id, room.order)
     assert found == {}
     bench.settle()
-    assert [OutputMessage.FromString(item).entries[0].HasField("room_purged") for item in export(bench)] == [True]
+    assert [OutputMessage.FromString(item).entries[0].HasField("room_purged") for item in export(bench)] == [
+        True
+    ]
 
 
 def test_history_is_purged_and_positions_stay(bench: JudgeBench) -> None:

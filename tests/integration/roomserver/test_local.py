@@ -57,7 +57,9 @@ def test_a_transaction_makes_one_event(bench: JudgeBench) -> None:
     heads = room.heads
     first = say(room, "one")
     again = say(room, "two", prev=heads)
-    verdicts = bench.submit(local(room.room_id or "", [first], txn="t"), local(room.room_id or "", [again], txn="t"))
+    verdicts = bench.submit(
+        local(room.room_id or "", [first], txn="t"), local(room.room_id or "", [again], txn="t")
+    )
     assert [v.code for v in verdicts] == [ACCEPTED, VerdictCode.VERDICT_CODE_DUPLICATE]
     assert verdicts[1].event_id == first.event_id
     later = bench.submit(local(room.room_id or "", [again], txn="t"))[0]
@@ -68,7 +70,9 @@ def test_a_transaction_makes_one_event(bench: JudgeBench) -> None:
 def test_stale_heads_come_with_what_changed(bench: JudgeBench) -> None:
     room = created(bench)
     heads = room.heads
-    levels = room.send(ALICE, "m.room.power_levels", {"users": {ALICE: 100}, "events_default": 1}, state_key="")
+    levels = room.send(
+        ALICE, "m.room.power_levels", {"users": {ALICE: 100}, "events_default": 1}, state_key=""
+    )
     late = say(room, "late", prev=heads)
     verdicts = bench.submit(local(room.room_id or "", [levels]), local(room.room_id or "", [late]))
     stale = verdicts[1].stale
@@ -112,7 +116,9 @@ def test_an_invite_carries_stripped_state(bench: JudgeBench) -> None:
     room = created(bench)
     invite = room.member(CAROL, "invite", by=ALICE)
     join = room.member(CAROL, "join")
-    assert [v.code for v in bench.submit(local(room.room_id or "", [invite]), local(room.room_id or "", [join]))] == [
+    assert [
+        v.code for v in bench.submit(local(room.room_id or "", [invite]), local(room.room_id or "", [join]))
+    ] == [
         ACCEPTED,
         ACCEPTED,
     ]

@@ -32,7 +32,10 @@ def nats(tmp_path: Path) -> Iterator[NatsProcess]:
 def made(bench: JudgeBench, version: str = "10", creator: str = ALICE) -> tuple[Room, str]:
     room = Room(version, creator=creator)
     room_id = room.room_id or ""
-    assert bench.submit(local(room_id, [room.events[i] for i in room.order]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert (
+        bench.submit(local(room_id, [room.events[i] for i in room.order]))[0].code
+        == CODE.VERDICT_CODE_ACCEPTED
+    )
     return room, room_id
 
 
@@ -59,7 +62,7 @@ def test_what_the_first_left_in_the_outbox_goes_out_once(database_url: str) -> N
     made(first)
     first.close()
     second = JudgeBench(database_url, owner="two", now_ms=lambda: 1_010_000)
-    taken = second.database.read_sync(lambda conn: exports.read_complete_through(conn))
+    taken = second.database.read_sync(exports.read_complete_through)
     assert taken == 0  # nothing has its place yet, so an export ends before it
     second.close()
 
@@ -89,7 +92,11 @@ def test_one_bad_entry_stops_nobody_else(database_url: str, kind: str) -> None:
 
     # Mended, the room's dead letters are judged again.
     bench.judge.context = bench.judge.context.__class__(
-        **{name: getattr(bench.judge.context, name) for name in bench.judge.context.__slots__ if name != "raise_on_type"}
+        **{
+            name: getattr(bench.judge.context, name)
+            for name in bench.judge.context.__slots__
+            if name != "raise_on_type"
+        }
     )
     replay = InputEntry(request_id="replay", replay_room=ReplayRoom())
     assert bench.submit((room_id, [replay]))[-1].code == CODE.VERDICT_CODE_ACCEPTED
@@ -126,7 +133,10 @@ async def test_a_second_process_takes_over_what_the_first_gives_up(
     config = config_for(tmp_path, nats, **{"databases.roomserver": postgres_url})
     async with running_server(config) as first:
         assert len(first.processor._held) == 4
-        async with running_server(config, "unix:/second.sock") as second, writing_world(config, second) as world:
+        async with (
+            running_server(config, "unix:/second.sock") as second,
+            writing_world(config, second) as world,
+        ):
             assert len(second.processor._held) == 0
             with pytest.raises(MatrixError) as refused:
                 await second.query.QueryLatest(query_pb2.QueryLatestRequest(room_id="!x:a.example"), None)
@@ -175,7 +185,7 @@ async def test_nats_may_die_at_any_time(tmp_path: Path, nats: NatsProcess) -> No
                 request = local(room_id, [event], txn=event.event_id)
                 try:
                     verdict = await world.submit(request, 2)
-                except Exception:  # noqa: S112 - lost on the way: the retry finds the first
+                except Exception:  # lost on the way: the retry finds the first
                     continue
                 break
             assert verdict.code in (CODE.VERDICT_CODE_ACCEPTED, CODE.VERDICT_CODE_DUPLICATE)

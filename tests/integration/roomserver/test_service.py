@@ -13,7 +13,13 @@ from arbor.roomserver.v1 import query_pb2
 from tests.support.judging import local
 from tests.support.nats import NatsProcess, running_nats
 from tests.support.rooms import ALICE, Room
-from tests.support.running_roomserver import World, config_for, running_roomserver, running_server, writing_world
+from tests.support.running_roomserver import (
+    World,
+    config_for,
+    running_roomserver,
+    running_server,
+    writing_world,
+)
 
 ACCEPTED = VerdictCode.VERDICT_CODE_ACCEPTED
 CAROL = "@carol:a.example"
@@ -27,7 +33,9 @@ def nats(tmp_path: Path) -> Iterator[NatsProcess]:
 
 async def create(world: World, version: str = "12") -> Room:
     room = Room(version)
-    verdict = await world.submit(local(room.room_id or "", [room.events[i] for i in room.order], txn="create"))
+    verdict = await world.submit(
+        local(room.room_id or "", [room.events[i] for i in room.order], txn="create")
+    )
     assert verdict.code == ACCEPTED
     return room
 
@@ -65,7 +73,9 @@ async def test_a_conversation(tmp_path: Path, nats: NatsProcess) -> None:
         assert [(r.room_id, list(r.servers), sorted(r.local_user_ids)) for r in rooms.rooms] == [
             (room_id, ["a.example"], [ALICE, CAROL])
         ]
-        stored = await world.query.QueryEvents(query_pb2.QueryEventsRequest(event_ids=[hello.event_id, "$no"]))
+        stored = await world.query.QueryEvents(
+            query_pb2.QueryEventsRequest(event_ids=[hello.event_id, "$no"])
+        )
         assert [item.event.pdu_json for item in stored.events] == [hello.pdu_json]
         outcome = await world.query.QueryOutcome(
             query_pb2.QueryOutcomeRequest(
