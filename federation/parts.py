@@ -112,7 +112,9 @@ class Parts:
         # -- joining
         handshake = Handshake(client, own.signing, now_ms)
         self.joins = joins = Joins(handshake, checker, database, rooms, submitter, rooms.import_parts, now_ms)
-        self.memberships = memberships = RemoteMemberships(client, handshake, checker, rooms, submitter, own.signing, now_ms)
+        self.memberships = memberships = RemoteMemberships(
+            client, handshake, checker, rooms, submitter, own.signing, now_ms
+        )
         self.history = history = History(client, checker, rooms, submitter, database, names, now_ms)
 
         def on_contact(server_name: str) -> None:
@@ -132,6 +134,7 @@ class Parts:
             "events": EventRoutes(rooms, now_ms),
             "query": QueryRoutes(users, rooms, config.is_local),
         }
+        self.status = DestinationStatus(destinations, sender, database, now_ms)
         self.servicer = FederationServicer(
             joins,
             memberships,
@@ -139,7 +142,7 @@ class Parts:
             RemoteQueries(client, names),
             ring,
             destinations,
-            DestinationStatus(destinations, sender, database, now_ms),
+            self.status,
         )
         self.staging = staging = Staging(database, receiver, now_ms)
         self.running: list[Callable[[], Awaitable[None]]] = [

@@ -7,7 +7,8 @@ writes to INPUT is put into them and kept in `inputs`.
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -432,6 +433,17 @@ class FederationAlone:
         await asyncio.sleep(0.05)
         self._database.close()
 
+    @asynccontextmanager
+    async def running(self, *works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Have parts of it work in the background meanwhile."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_begin(work)) for work in works]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
     @property
     def database(self) -> Database:
         """Its database."""
@@ -442,3 +454,7 @@ class FederationAlone:
         user_id = f"@{name}:{self.server_name}"
         self.users.profiles.setdefault(user_id, {})
         return user_id
+
+
+async def _begin(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
