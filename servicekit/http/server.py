@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -20,6 +20,7 @@ from prometheus_client import Counter, Histogram
 from servicekit import metrics, tracing
 from servicekit.config.schema import Http
 from servicekit.errors import MatrixError, unavailable
+from servicekit.http.answer import Answer
 from servicekit.http.messages import JSON_TYPE, Request, Response
 from servicekit.http.routing import Route, Router
 from servicekit.logging import get_logger, request_id
@@ -161,7 +162,7 @@ class HttpListener:
             await self._server.shutdown(grace_s)
         self._listening.clear()
 
-    async def _answer(self, base: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, base: web.BaseRequest) -> Any:
         started = time.perf_counter()
         identity = f"{_request_prefix}-{next(_request_numbers):x}"
         request_id.set(identity)  # aiohttp runs each request in a task, and context, of its own
@@ -175,7 +176,7 @@ class HttpListener:
         _in_flight.inc()
         try:
             if base.method == "OPTIONS":
-                response: web.StreamResponse = web.Response(status=204, headers=_OPTIONS_HEADERS)
+                response: Answer | web.StreamResponse = Answer(204, _OPTIONS_HEADERS)
             else:
                 route, params, allowed = self.router.match(base.method, path)
                 if route is None:
@@ -212,7 +213,7 @@ class HttpListener:
         log.debug("request", method=base.method, path=path, status=response.status, seconds=round(elapsed, 4))
         return response
 
-    async def _handle(self, base: web.BaseRequest, request: Request) -> web.StreamResponse:
+    async def _handle(self, base: web.BaseRequest, request: Request) -> Answer | web.StreamResponse:
         if self._ready is not None and not await self._ready(request.route):
             raise unavailable("The server is starting")
         if request.route.cancel_on_disconnect:
@@ -226,15 +227,8 @@ class HttpListener:
         else:
             answer = await request.route.handler(request)
         if isinstance(answer.body, bytes):
-            return web.Response(
-                body=answer.body,
-                status=answer.status,
-                headers={
-                    **CORS_HEADERS,
-                    "Content-Type": answer.content_type,
-                    **(answer.headers or {}),
-                },
-            )
+            headers = {**CORS_HEADERS, "Content-Type": answer.content_type, **(answer.headers or {})}
+            return Answer(answer.status, headers, answer.body)
         return await _stream(base, answer)
 
     def _default_max_body(self, route: Route) -> int:
@@ -263,17 +257,16 @@ async def _stream(base: web.BaseRequest, answer: Response) -> web.StreamResponse
     return response
 
 
-def _unrecognized(allowed: frozenset[str]) -> web.Response:
+def _unrecognized(allowed: frozenset[str]) -> Answer:
     if allowed:
-        response = _error_response(MatrixError("M_UNRECOGNIZED", 405, "Unrecognized method"))
-        response.headers["Allow"] = ", ".join(sorted(allowed | {"OPTIONS"}))
-        return response
+        error = MatrixError("M_UNRECOGNIZED", 405, "Unrecognized method")
+        return _error_response(error, {"Allow": ", ".join(sorted(allowed | {"OPTIONS"}))})
     return _error_response(MatrixError("M_UNRECOGNIZED", 404, "Unrecognized request"))
 
 
-def _error_response(error: MatrixError) -> web.Response:
-    headers = {**CORS_HEADERS, "Content-Type": JSON_TYPE}
+def _error_response(error: MatrixError, further: Mapping[str, str] | None = None) -> Answer:
+    headers = {**CORS_HEADERS, "Content-Type": JSON_TYPE, **(further or {})}
     if error.retry_after_ms is not None:
         # Whole seconds, rounded up: a client that obeys does not come too early.
         headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
-    return web.Response(body=orjson.dumps(error.body()), status=error.http_status, headers=headers)
+    return Answer(error.http_status, headers, orjson.dumps(error.body()))
