@@ -96,6 +96,24 @@ class ArborServer(Homeserver):
     def _find_base_url(self) -> str | None:
         return self.url_of("client")
 
+    async def command(self, *arguments: str, timeout_s: float = 60) -> tuple[int, str]:
+        """Run `arbor ARGUMENTS` with its configuration; returns the exit status and what it printed."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ARBOR_")}
+        process = await asyncio.create_subprocess_exec(
+            str(ARBOR),
+            *arguments,
+            "--config",
+            str(self.config_path),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(timeout_s):
+            output, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode()
+
     # -- its processes --
 
     def pids(self) -> dict[str, int]:
