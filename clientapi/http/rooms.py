@@ -243,5 +243,5 @@ def _alias_of(localpart: str, server_name: str) -> str:
 
 def _refuse_delay(request: Request) -> None:
     # To ignore it would send at once what should be sent later (a call's end, say).
-    if "org.matrix.msc4140.delay" in request.query:
+    if request.query_all("org.matrix.msc4140.delay"):
         raise MatrixError("M_UNRECOGNIZED", 400, "Delayed events are not served")

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DataError
 
 from arbor.log.v1 import output_pb2
 from clientapi.storage.tables import metadata, outbox_tables
 from servicekit.database import Database
+from servicekit.errors import MatrixError, invalid_param
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import OwnershipLost
 from servicekit.log.outbox import Outbox, OutboxEntry
@@ -74,9 +76,26 @@ class AccountsDatabase(Database):
         before = self._outbox.stored
         try:
             return await super().write(work, *args, **kwargs)
+        except DataError as error:
+            raise _cannot_be_stored(error) from error
         finally:
             if self._outbox.stored != before:
                 self.on_stored()
+
+    async def read(
+        self, work: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Do as `Database.read`; a text that no row can hold is the client's fault."""
+        try:
+            return await super().read(work, *args, **kwargs)
+        except DataError as error:
+            raise _cannot_be_stored(error) from error
+
+
+def _cannot_be_stored(error: DataError) -> MatrixError:
+    # PostgreSQL's texts hold no NUL; SQLite's do.
+    log.info("text_not_storable", error=str(error.orig))
+    return invalid_param("A text holds a character that cannot be stored")
 
 
 class OutboxPublisher:
