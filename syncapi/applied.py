@@ -132,3 +132,5 @@ class Applied:
     redactions: list[Redacted] = field(default_factory=list)
     # rooms of which nothing older may be answered from memory: purged, or begun anew
     dropped_rooms: set[str] = field(default_factory=set)
+    # the tables were made anew by another process: memory has to be loaded again
+    rebuilt: bool = False

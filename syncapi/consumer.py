@@ -115,15 +115,15 @@ class Applier:
         self.rooms: dict[str, RoomCache] = {}
         # user -> edited push rules; None: not loaded yet
         self.push_rules: dict[str, notifications.Ruleset] | None = None
-        # `primary` and `rooms_through`; None: not loaded yet
-        self.markers: tuple[int, int] | None = None
+        # Counts rebuilds; None: not known yet.
+        self.generation: int | None = None
         self._clean = True
 
     def forget(self) -> None:
         """Drop what is kept between batches."""
         self.rooms.clear()
         self.push_rules = None
-        self.markers = None
+        self.generation = None
         self._clean = True
 
     def committed(self) -> None:
@@ -145,8 +145,8 @@ class Applier:
         """
         if not self._clean or len(self.rooms) > MAX_CACHED_ROOMS:
             self.forget()
-        self._clean = False
         batch = _Batch(self, connection, snapshots or {})
+        self._clean = False
         batch.apply(messages)
         return batch.applied
 
@@ -170,14 +170,16 @@ class _Batch:
         self.state = state.StateWriter(connection)
         self.touched: dict[str, RoomCache] = {}
         self.exceptions: list[tuple[str, str, int, int, int]] = []
-        if applier.markers is None:
-            applier.markers = (
-                accounts.load_marker(connection, "primary"),
-                accounts.load_marker(connection, "rooms_through"),
-            )
+        markers = accounts.load_markers(connection)
+        if applier.generation not in (None, markers.get("generation", 0)):
+            # Another process has made the tables anew.
+            applier.forget()
+            self.applied.rebuilt = True
+        applier.generation = markers.get("generation", 0)
         # The to-device inbox is primary: a rebuild must not deliver again what clients have taken.
         # What a rebuild had from the RoomServer's export need not be taken from the log again.
-        self.primary_through, self.rooms_through = applier.markers
+        self.primary_through = markers.get("primary", 0)
+        self.rooms_through = markers.get("rooms_through", 0)
 
     # -- messages
 
@@ -218,7 +220,6 @@ class _Batch:
         members.store_exceptions(self.connection, self.exceptions)
         if self.applied.to_device and self.applied.sequence > self.primary_through:
             accounts.store_marker(self.connection, "primary", self.applied.sequence)
-            self.applier.markers = self.applied.sequence, self.rooms_through
         for room_id, room in self.touched.items():
             self.applied.rooms[room_id] = room.counters()
 

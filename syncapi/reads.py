@@ -1,10 +1,21 @@
 """Reads follow writes: a read waits until what the same user wrote through this process is applied here."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from sqlalchemy import Connection
+
+from servicekit.database import Database
+from servicekit.errors import unavailable
 from servicekit.positions import UserPositions
+from syncapi.storage.accounts import CatchingUp, check_caught_up
 
 WAIT_S = 5.0
+CATCH_UP_S = 10.0
+P = ParamSpec("P")
+R = TypeVar("R")
 WaitFor = Callable[[int, float], Awaitable[bool]]
 
 
@@ -32,6 +43,34 @@ class ReadsFollowWrites:
         if wanted > self._position():
             await self._wait_for(wanted, WAIT_S)
 
+    async def read(
+        self,
+        database: Database,
+        work: Callable[Concatenate[Connection, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run `work(connection, …)` in one snapshot, once nothing is missing after a rebuild.
+
+        Raises:
+            MatrixError: 503, it takes too long.
+        """
+        deadline_s = time.monotonic() + CATCH_UP_S
+        while True:
+            try:
+                return await database.read(_caught_up, work, *args, **kwargs)
+            except CatchingUp as behind:
+                if time.monotonic() > deadline_s:
+                    raise unavailable("The server is catching up") from behind
+                await self._wait_for(behind.sequence, 1.0)
+                # It may be another process that makes it up.
+                await asyncio.sleep(0.02)
+
     async def wait_for_sequence(self, sequence: int, timeout_s: float) -> bool:
         """Wait for a sequence that a token names; False: it did not come."""
         return sequence <= self._position() or await self._wait_for(sequence, timeout_s)
+
+
+def _caught_up(connection: Connection, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    check_caught_up(connection)
+    return work(connection, *args, **kwargs)

@@ -12,6 +12,7 @@ those that the entries have, or had, on the log, so that clients' tokens go on.
                             |  receipts, to-device messages: applied, if they were not before
 """
 
+import asyncio
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,9 +30,11 @@ from servicekit.database import Database
 from servicekit.grpc import channel_to
 from servicekit.log.applying import PositionRow
 from servicekit.log.connection import LogConnection
+from servicekit.log.follower import Follower
 from servicekit.log.subjects import OUTPUT
 from servicekit.logging import get_logger
 from syncapi.consumer import Applier, SnapshotEvents
+from syncapi.following import OutputHandler, fetch_snapshot
 from syncapi.storage import accounts, receipts
 from syncapi.storage.tables import derived_tables, log_tables, metadata
 
@@ -89,16 +92,6 @@ def snapshots_in(data: bytes) -> set[int]:
     }
 
 
-async def fetch_snapshot(rooms: Any, snapshot_id: int) -> list[tuple[str, bytes]]:
-    """Return the state events of a snapshot: (event id, PDU)."""
-    found: list[tuple[str, bytes]] = []
-    async for part in rooms.GetSnapshot(
-        query_pb2.GetSnapshotRequest(snapshot_id=snapshot_id), timeout=EXPORT_TIMEOUT_S
-    ):
-        found += [(event.event_id, event.pdu_json) for event in part.state]
-    return found
-
-
 def _spooled(spool: IO[bytes]) -> Iterator[Exported]:
     spool.seek(0)
     while header := spool.read(_HEADER.size):
@@ -149,6 +142,9 @@ def replace_tables(
         position = max(first_sequence - 1, min(position, last_sequence))
     accounts.store_marker(connection, "primary", primary)
     accounts.store_marker(connection, "rooms_through", exports.rooms_through)
+    # Tokens never go back: what was known before is made up from the log before anything is answered.
+    accounts.store_marker(connection, "read_floor", min(was_at, last_sequence))
+    accounts.store_marker(connection, "generation", accounts.load_marker(connection, "generation") + 1)
     PositionRow(log_tables.position, OUTPUT).reset(connection, epoch, position)
     return position
 
@@ -181,6 +177,20 @@ async def rebuild_database(
         return position
 
 
+async def catch_up(database: Database, applier: Applier, rooms: Any, connection: LogConnection) -> None:
+    """Follow the log up to where the tables were before the rebuild."""
+    floor = await database.read(accounts.load_marker, "read_floor")
+    handler = OutputHandler(applier, database, rooms)
+    follower = Follower(
+        connection, OUTPUT, [], handler, log_tables, handler, on_committed=lambda _: applier.committed()
+    )
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(follower.run())
+        while not await follower.wait_for(floor, 60):
+            log.info("catching_up", position=follower.position, through=floor)
+        running.cancel()
+
+
 async def rebuild(config: Config) -> str:
     """Do it for `arbor rebuild syncapi`; the owners' services have to run, this one may."""
     database = Database(
@@ -194,13 +204,9 @@ async def rebuild(config: Config) -> str:
         account_service: Any = accounts_pb2_grpc.AccountsServiceStub(
             channel_to(config, "clientapi", caller="syncapi")
         )
-        position = await rebuild_database(
-            database,
-            lambda user_id: config.is_local(user_id.partition(":")[2]),
-            query,
-            account_service,
-            connection,
-        )
+        applier = Applier(lambda user_id: config.is_local(user_id.partition(":")[2]))
+        position = await rebuild_database(database, applier.is_local, query, account_service, connection)
+        await catch_up(database, applier, query, connection)
     finally:
         await connection.close()
         database.close()

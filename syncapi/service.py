@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from sqlalchemy import Connection
 
 from arbor.accounts.v1 import accounts_pb2_grpc
 from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
@@ -16,14 +14,15 @@ from servicekit.http import Router
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import PositionLost
 from servicekit.log.follower import Follower
-from servicekit.log.reader import LogMessage, LogReader
+from servicekit.log.reader import LogReader
 from servicekit.log.subjects import LIVE, OUTPUT
 from servicekit.logging import get_logger
 from servicekit.positions import user_positions
 from syncapi.applied import Applied
 from syncapi.auth import TokenCache
-from syncapi.consumer import Applier, SnapshotWanted
+from syncapi.consumer import Applier
 from syncapi.filter_source import FilterCache
+from syncapi.following import OutputHandler
 from syncapi.http import (
     event,
     hierarchy,
@@ -38,43 +37,13 @@ from syncapi.http import (
 from syncapi.http.edge import Edge
 from syncapi.live import Live, now_ms
 from syncapi.reads import ReadsFollowWrites
-from syncapi.rebuild import fetch_snapshot, rebuild_database
+from syncapi.rebuild import rebuild_database
 from syncapi.storage.tables import log_tables, metadata
 from syncapi.sync.engine import SyncEngine
 from syncapi.sync.presence import shares_room
 from syncapi.window import Window, load_snapshot
 
 log = get_logger(__name__)
-
-
-class OutputHandler:
-    """What the follower does with a batch: see `consumer.Applier`.
-
-    It stands between follower and database too: a snapshot that a message refers to is fetched when applying
-    asks for it, outside of the transaction, which is then tried again.
-    """
-
-    def __init__(self, applier: Applier, database: Database, rooms: Any) -> None:
-        self._applier = applier
-        self._database = database
-        self._rooms = rooms
-        self._snapshots: dict[int, list[tuple[str, bytes]]] = {}
-
-    def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Applied:
-        """Apply messages in order."""
-        return self._applier.apply(conn, messages, self._snapshots)
-
-    async def write(self, work: Callable[..., Any], /, *args: Any) -> Any:
-        """Run a unit of work of the follower's."""
-        while True:
-            try:
-                done = await self._database.write(work, *args)
-            except SnapshotWanted as wanted:
-                id_ = wanted.snapshot_id
-                self._snapshots[id_] = await fetch_snapshot(self._rooms, id_)
-            else:
-                self._snapshots.clear()
-                return done
 
 
 class SyncApi:
@@ -175,9 +144,7 @@ class SyncApi:
         )
         self._applier.forget()
         self._follower = self._make_follower(self._connection)
-        self._window.invalidate()
-        self._tokens.clear()
-        self._reload.set()
+        self._load_anew()
 
     def _make_follower(self, connection: LogConnection) -> Follower[Applied]:
         handler = OutputHandler(self._applier, self._database, self._rooms)
@@ -209,6 +176,8 @@ class SyncApi:
         if self._follower is not None and self._follower.epoch:
             self._epoch = self._follower.epoch
         self._window.apply(applied)
+        if applied.rebuilt:
+            self._load_anew()
         for user in applied.accounts:
             self._tokens.invalidate(user)
 
@@ -217,9 +186,12 @@ class SyncApi:
         self._applier.forget()
         if position != self._window.sequence:
             # Results may have been missed: the memory is loaded anew.
-            self._window.invalidate()
-            self._tokens.clear()
-            self._reload.set()
+            self._load_anew()
+
+    def _load_anew(self) -> None:
+        self._window.invalidate()
+        self._tokens.clear()
+        self._reload.set()
 
     async def _load_again(self) -> None:
         while True:

@@ -84,6 +84,7 @@ class Snapshot:
     user_rooms: list[UserRoom]
     ignored: list[tuple[str, bytes]]
     inboxes: list[tuple[str, str]]
+    rooms_through: int = 0
 
 
 def load_snapshot(connection: Connection) -> Snapshot:
@@ -96,6 +97,7 @@ def load_snapshot(connection: Connection) -> Snapshot:
         members.load_all(connection),
         accounts.load_global(connection, "m.ignored_user_list"),
         to_device.load_pending(connection),
+        accounts.load_marker(connection, "rooms_through"),
     )
 
 
@@ -144,7 +146,8 @@ class Window:
         for deque_ in (self.recent, self.device_lists, self._held):
             deque_.clear()
         self.sequence = snapshot.sequence
-        self.floor = last_position(snapshot.sequence)
+        # What a rebuild had from the export is not told again.
+        self.floor = last_position(max(snapshot.sequence, snapshot.rooms_through))
         for row in snapshot.user_rooms:
             self._set_user_room(row)
         for user, content in snapshot.ignored:

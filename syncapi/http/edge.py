@@ -49,7 +49,7 @@ class Edge:
         self, work: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Run `work(connection, …)` in one snapshot."""
-        return await self.database.read(work, *args, **kwargs)
+        return await self.reads.read(self.database, work, *args, **kwargs)
 
 
 def not_found(what: str = "Not found") -> MatrixError:

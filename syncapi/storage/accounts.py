@@ -130,3 +130,31 @@ def load_room_account_data(
             (user_id, room_id, through),
         )
     ]
+
+
+def load_markers(connection: Connection) -> dict[str, int]:
+    """Return all markers that were ever set."""
+    return dict(rows(connection, "SELECT name, value FROM marker"))
+
+
+class CatchingUp(Exception):
+    """After a rebuild the log is followed from an earlier place: nothing is answered until that is made up."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(f"waiting for OUTPUT {sequence}")
+        self.sequence = sequence
+
+
+def check_caught_up(connection: Connection) -> None:
+    """Check that nothing is missing that clients have been told of.
+
+    Raises:
+        CatchingUp: not yet.
+    """
+    found = row(
+        connection,
+        "SELECT p.position, m.value FROM log_position p JOIN marker m ON m.name = 'read_floor'"
+        " WHERE p.stream = 'OUTPUT' AND p.position < m.value",
+    )
+    if found is not None:
+        raise CatchingUp(found[1])

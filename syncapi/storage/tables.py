@@ -226,7 +226,8 @@ marker = Table(
     Column("value", _BigInt, nullable=False),
     info={"kind": "primary"},
 )
-"""Sequences: `derived` and `primary`: up to where derived and primary tables are complete."""
+"""`primary`: the sequence up to which the inbox was filled; `rooms_through`: up to which a rebuild had the rooms;
+`read_floor`: which has to be reached before anything is answered; `generation`: counts rebuilds."""
 
 
 def derived_tables() -> list[Table]:

@@ -205,8 +205,8 @@ class SyncEngine:
         if self._filling is None:
             self._filling = filling
         try:
-            loaded = await self._database.read(
-                from_database.load_answer, request, reader, self._typing(request, reader)
+            loaded = await self._reads.read(
+                self._database, from_database.load_answer, request, reader, self._typing(request, reader)
             )
             if reader.filter.federation_format:
                 loaded = await self._with_pdus(request, reader)
@@ -224,8 +224,8 @@ class SyncEngine:
     async def _with_pdus(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:
         """Make the answer in federation format: fetch what was rendered, and render again."""
         reader.pdus = await self._fetch_pdus(sorted(reader.rendered))
-        return await self._database.read(
-            from_database.load_answer, request, reader, self._typing(request, reader)
+        return await self._reads.read(
+            self._database, from_database.load_answer, request, reader, self._typing(request, reader)
         )
 
     async def _from_memory_of_others(self, request: SyncRequest, reader: Reader) -> Answer | None:
