@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -74,24 +75,23 @@ async def bench(nats: NatsProcess, directory: Path, count: int, size: int) -> No
 
     for in_flight, messages in ((1, count // 10), (16, count // 2), (256, count)):
         await meter.measure(
-            f"publish, {in_flight} in flight", messages, lambda f=in_flight, m=messages: publish(f, m)
+            f"publish, {in_flight} in flight", messages, partial(publish, in_flight, messages)
         )
 
     info = await room.load_stream("OUTPUT")
     assert info is not None
+    last_sequence = info.last_sequence
 
     async def read() -> None:
         async with aclosing(LogReader(reader_connection, "OUTPUT").batches()) as source:
             async for batch in source:
-                if batch.through >= info.last_sequence:
+                if batch.through >= last_sequence:
                     return
 
     await meter.measure("read, all that is there", info.messages, read)
 
     async def read_idle() -> None:
-        async with aclosing(
-            LogReader(reader_connection, "OUTPUT", after=info.last_sequence).batches()
-        ) as source:
+        async with aclosing(LogReader(reader_connection, "OUTPUT", after=last_sequence).batches()) as source:
             for _ in range(count // 10):
                 acked = room.publish_nowait(OUT, data)
                 await anext(source)
@@ -156,7 +156,7 @@ async def bench(nats: NatsProcess, directory: Path, count: int, size: int) -> No
                 await meter.measure(
                     f"relay {messages} over {partitions}" + (", stored" if store else ""),
                     messages * times,
-                    lambda m=messages, p=partitions, t=times, s=store: relay_batches(m, p, t, store=s),
+                    partial(relay_batches, messages, partitions, times, store=store),
                 )
         task.cancel()
     database.close()

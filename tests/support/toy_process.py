@@ -54,7 +54,7 @@ class ToyRoomServer(toy.ToyHandler):
         """Publish after the commit."""
         entries, done = result
         self._relay.deleted(done)
-        self._relay.publish(entries)
+        _ = self._relay.publish(entries)  # a future that nobody has to await
 
 
 async def run(run_dir: Path, database_url: str) -> None:
