@@ -62,7 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("run", parents=[common], help="run a whole homeserver in the foreground")
     for service in SERVICES:
-        commands.add_parser(service, parents=[common], help=f"run the service {service} alone")
+        alone = commands.add_parser(service, parents=[common], help=f"run the service {service} alone")
+        if service == "federation":
+            alone.add_argument(
+                "action", nargs="?", choices=("status", "reset"), help="instead: ask the one that runs"
+            )
+            alone.add_argument("server", nargs="?", help="status of this server only; reset: try it now")
     serve = commands.add_parser("serve", parents=[common])  # what `arbor run` starts
     serve.add_argument("process")
     serve.add_argument("services")
@@ -174,6 +179,10 @@ def _dispatch(options: argparse.Namespace) -> int:
     config = configuration(options)
     if command == "run":
         return _run(config, configuration_arguments(options))
+    if command == "federation" and options.action is not None:
+        from servicekit.cli.federation import federation
+
+        return federation(config, options.action, options.server)
     if command == "serve" or command in SERVICES:
         from servicekit.cli.serve import serve
 
