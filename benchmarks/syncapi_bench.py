@@ -77,7 +77,7 @@ async def deliver(world: SyncWorld, room: Room, meter: Meter) -> None:
         for number in range(20):
             async with asyncio.TaskGroup() as group:
                 tasks = {name: group.create_task(world.engine.answer(request(name))) for name in since}
-                while len([n for n in since if world.window.user(n).waiters]) < WAITERS:
+                while len([n for n in since if world.window.user(n).waiters]) < WAITERS:  # noqa: ASYNC110
                     await asyncio.sleep(0)
                 room.say(ALICE, f"to all {number}")
             for name, task in tasks.items():

@@ -124,7 +124,7 @@ def replace_tables(
         first_sequence, last_sequence: of OUTPUT as it is now.
     """
     was_at = max(accounts.load_position(connection)[1], accounts.load_marker(connection, "primary"))
-    # Set at the end only: the inbox must not take anything of the export, nor think it has had what it has not.
+    # Set again at the end: applying the exports must not change what the inbox has had.
     primary = accounts.load_marker(connection, "primary")
     for table in reversed(derived_tables()):
         connection.execute(table.delete())

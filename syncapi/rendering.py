@@ -43,7 +43,7 @@ def render_event(event_id: str, pdu_json: bytes) -> Rendered:
     if "state_key" in pdu:
         client["state_key"] = pdu["state_key"]
     if pdu["type"] == "m.room.redaction":
-        # Room version 11 moved `redacts` into the content; clients get it at both places, whatever the version.
+        # Room version 11 moved `redacts` into the content; clients get it at both places.
         redacts = pdu.get("redacts", content.get("redacts"))
         if isinstance(redacts, str):
             client["redacts"] = redacts

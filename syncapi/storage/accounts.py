@@ -22,7 +22,8 @@ def store_marker(connection: Connection, name: str, value: int) -> None:
     """Set a marker."""
     run(
         connection,
-        "INSERT INTO marker (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        "INSERT INTO marker (name, value) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         (name, value),
     )
 
@@ -57,7 +58,8 @@ def load_global(connection: Connection, type_: str) -> list[tuple[str, bytes]]:
         (user, content)
         for user, content in rows(
             connection,
-            "SELECT user_id, content FROM account_data WHERE room_id = '' AND type = ? AND content IS NOT NULL",
+            "SELECT user_id, content FROM account_data"
+            " WHERE room_id = '' AND type = ? AND content IS NOT NULL",
             (type_,),
         )
     ]
@@ -138,7 +140,7 @@ def load_markers(connection: Connection) -> dict[str, int]:
 
 
 class CatchingUp(Exception):
-    """After a rebuild the log is followed from an earlier place: nothing is answered until that is made up."""
+    """After a rebuild the log is followed from an earlier place; until that is made up nothing is answered."""
 
     def __init__(self, sequence: int) -> None:
         super().__init__(f"waiting for OUTPUT {sequence}")

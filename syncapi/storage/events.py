@@ -21,7 +21,7 @@ class EventWriter:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.known: dict[str, tuple[int, int]] = {}
-        """Events that are stored, or will be by `flush`, among those asked for: id -> (position, placement)."""
+        """Events stored, or to be by `flush`, among those asked for: id -> (position, placement)."""
         self.members: list[tuple[int, str, str]] = []
         self.relations: list[tuple[Any, ...]] = []
         self._pending: dict[str, tuple[Any, ...]] = {}
@@ -155,15 +155,16 @@ def load_page(
 ) -> list[StoredEvent]:
     """Return a page of a room's history in the order of (depth, position), from `start` on.
 
-    Backwards: those smaller than `start`, greatest first; forwards: those not smaller, smallest first. Nothing
-    told after position `through`, nothing that is known as state only.
+    Backwards: those smaller than `start`, greatest first; forwards: those not smaller, smallest first.
+    Nothing told after position `through`, nothing that is known as state only.
     """
     comparison, order = ("<", "DESC") if backwards else (">=", "ASC")
     return [
         StoredEvent(*found)
         for found in rows(
             connection,
-            f"SELECT {EVENT_COLUMNS} FROM event e WHERE e.room_id = ? AND (e.depth, e.position) {comparison} (?, ?)"
+            f"SELECT {EVENT_COLUMNS} FROM event e WHERE e.room_id = ?"
+            f" AND (e.depth, e.position) {comparison} (?, ?)"
             " AND e.position <= ? AND e.placement IN (1, 2)"
             f" ORDER BY e.depth {order}, e.position {order} LIMIT ?",
             (room_id, *start, through, count),

@@ -87,9 +87,9 @@ def load_threads(
     parameters: list[object] = [room_id, through]
     if sender is not None:
         participated = (
-            " AND (EXISTS (SELECT 1 FROM relation p WHERE p.parent_id = r.parent_id AND p.rel_type = 'm.thread'"
-            " AND p.sender = ?) OR EXISTS (SELECT 1 FROM event root WHERE root.event_id = r.parent_id"
-            " AND root.sender = ?))"
+            " AND (EXISTS (SELECT 1 FROM relation p WHERE p.parent_id = r.parent_id"
+            " AND p.rel_type = 'm.thread' AND p.sender = ?) OR EXISTS"
+            " (SELECT 1 FROM event root WHERE root.event_id = r.parent_id AND root.sender = ?))"
         )
         parameters += [sender, sender]
     return [
@@ -98,7 +98,8 @@ def load_threads(
             connection,
             "SELECT r.parent_id, max(r.child_position) FROM relation r WHERE r.room_id = ?"
             f" AND r.rel_type = 'm.thread' AND r.child_position <= ?{participated}"
-            " GROUP BY r.parent_id HAVING max(r.child_position) < ? ORDER BY max(r.child_position) DESC LIMIT ?",
+            " GROUP BY r.parent_id HAVING max(r.child_position) < ?"
+            " ORDER BY max(r.child_position) DESC LIMIT ?",
             (*parameters, before, count),
         )
     ]

@@ -23,7 +23,7 @@ class StateWriter:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        # What stands now by this batch: key -> [since, event position, event id, membership, event]; None: nothing.
+        # What stands now by this batch: key -> [since, event position, id, membership]; None: nothing.
         self._current: dict[Key, list[Any] | None] = {}
         self._opened: list[tuple[Any, ...]] = []
         self._closed: list[tuple[int, str, str, str]] = []
@@ -110,8 +110,8 @@ class StateWriter:
         )
         run_many(
             self.connection,
-            "INSERT INTO room_state (room_id, type, state_key, since_position, until_position, event_position,"
-            " event_id, membership) VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO room_state (room_id, type, state_key, since_position, until_position,"
+            " event_position, event_id, membership) VALUES (?,?,?,?,?,?,?,?)",
             self._opened,
         )
         self._current.clear()
@@ -163,7 +163,8 @@ def load_changes(connection: Connection, room_id: str, after: int, through: int)
         for found in rows(
             connection,
             f"SELECT {EVENT_COLUMNS} FROM room_state s JOIN event e ON e.position = s.event_position"
-            " WHERE s.room_id = ? AND s.since_position > ? AND s.since_position <= ? AND s.until_position > ?",
+            " WHERE s.room_id = ? AND s.since_position > ? AND s.since_position <= ?"
+            " AND s.until_position > ?",
             (room_id, after, through, through),
         )
     ]
@@ -250,7 +251,8 @@ def load_all_members(connection: Connection, room_id: str, at: int | None) -> li
         (StoredEvent(*found[:-1]), found[-1])
         for found in rows(
             connection,
-            f"SELECT {EVENT_COLUMNS}, s.membership FROM room_state s JOIN event e ON e.position = s.event_position"
+            f"SELECT {EVENT_COLUMNS}, s.membership FROM room_state s"
+            " JOIN event e ON e.position = s.event_position"
             f" WHERE s.room_id = ? AND s.type = 'm.room.member' AND {when}",
             (room_id, *parameters),
         )

@@ -1,7 +1,7 @@
-"""The sync API's tables: *derived* ones, which the owners' exports and the log make anew, and *primary* ones.
+"""The sync API's tables: *derived* ones, which exports and the log make anew, and *primary* ones.
 
-A position is `OUTPUT sequence * 4096 + index of the entry`, ordered as things happened. Where a place of its own
-is missing (state that came with a join, by snapshot), an event has a negative number instead, which is no position.
+A position is `OUTPUT sequence * 4096 + index of the entry`, ordered as things happened. Where a place of
+its own is missing (state that came by snapshot), an event has a negative number, which is no position.
 
     positions      S ------ since ------ a ---- b ---- c ---- until ------> T
     room_state     the entry (type, state_key) held from `since_position` on and before `until_position`
@@ -226,8 +226,8 @@ marker = Table(
     Column("value", _BigInt, nullable=False),
     info={"kind": "primary"},
 )
-"""`primary`: the sequence up to which the inbox was filled; `rooms_through`: up to which a rebuild had the rooms;
-`read_floor`: which has to be reached before anything is answered; `generation`: counts rebuilds."""
+"""`primary`: the sequence up to which the inbox was filled; `rooms_through`: up to which a rebuild had the
+rooms; `read_floor`: which has to be reached before anything is answered; `generation`: counts rebuilds."""
 
 
 def derived_tables() -> list[Table]:

@@ -1,7 +1,7 @@
 """An answer from memory: for a client whose token is recent and whose memberships have not changed since.
 
-What users of a room share is rendered once and kept until the room changes (`RoomView.rendered`): the timeline
-and state, unless the reader sent one of the events, ignores somebody or has a filter of an own kind.
+What users of a room share is rendered once and kept until the room changes (`RoomView.rendered`): the
+timeline and state, unless the reader sent one of the events, ignores somebody or has a filter of an own kind.
 """
 
 from collections import deque

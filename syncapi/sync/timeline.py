@@ -21,7 +21,7 @@ MAX_SCANNED = 2000
 
 @dataclass(slots=True)
 class Timeline:
-    """The events, oldest first. `start`: position before the first of them (or `through`, if there is none)."""
+    """The events, oldest first. `start`: position before the first of them; `through` where there is none."""
 
     events: list[StoredEvent]
     limited: bool

@@ -1,4 +1,4 @@
-"""Notification counts: the room's running totals minus what they were where the user has read, plus exceptions."""
+"""Notification counts: running totals of the room minus those where the user has read, plus exceptions."""
 
 from syncapi.applied import RoomCounters, UserRoom
 
