@@ -68,8 +68,8 @@ class UserView:
     joined: set[str] = field(default_factory=set)
     account_data: deque[AccountDataSet] = field(default_factory=deque)
     memberships: deque[tuple[int, str]] = field(default_factory=deque)
-    inboxes: set[str] = field(default_factory=set)
-    """Devices that have messages, or had some lately."""
+    inboxes: dict[str, int] = field(default_factory=dict)
+    """Devices that have messages, or had some lately -> position of the last one; 0: of before the start."""
     ignored: frozenset[str] = NOTHING
     waiters: set["asyncio.Future[None]"] = field(default_factory=set)
 
@@ -153,7 +153,7 @@ class Window:
         for user, content in snapshot.ignored:
             self.user(user).ignored = parse_ignored(content)
         for user, device in snapshot.inboxes:
-            self.user(user).inboxes.add(device)
+            self.user(user).inboxes[device] = 0
         for user, waiters in waiting.items():
             self.user(user).waiters = waiters
         self.valid = True
@@ -212,8 +212,8 @@ class Window:
             users.add(changed.user_id)
             if changed.type == "m.ignored_user_list" and not changed.room_id:
                 self.user(changed.user_id).ignored = parse_ignored(changed.content)
-        for user, device, _ in applied.to_device:
-            self.user(user).inboxes.add(device)
+        for user, device, position in applied.to_device:
+            self.user(user).inboxes[device] = position
             users.add(user)
         for position, user in applied.device_lists:
             self._hold(self.device_lists, position, (position, user))

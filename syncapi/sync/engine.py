@@ -172,14 +172,15 @@ class SyncEngine:
         view = self._window.users.get(request.user_id)
         if view is None or request.device_id not in view.inboxes or not request.since.output_sequence:
             return
+        last = view.inboxes[request.device_id]
         await self._database.write(
             to_device.delete_received, request.user_id, request.device_id, request.since.position
         )
         left = await self._database.read(
             to_device.load_messages, request.user_id, request.device_id, 2**62, 1
         )
-        if not left:
-            view.inboxes.discard(request.device_id)
+        if not left and view.inboxes.get(request.device_id) == last:  # nothing came meanwhile
+            del view.inboxes[request.device_id]
 
     async def _make(self, request: SyncRequest) -> _Made:
         reader = Reader(request.user_id, request.device_id, request.filter)
