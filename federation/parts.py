@@ -8,6 +8,7 @@ from federation.clock import NowMs
 from federation.history import History
 from federation.http.authentication import Authenticator
 from federation.http.events import EventRoutes
+from federation.http.hierarchy import HierarchyRoutes
 from federation.http.invites import InviteRoutes
 from federation.http.keys import KeyRoutes
 from federation.http.memberships import MembershipRoutes
@@ -52,6 +53,7 @@ ENDPOINTS = {
     "invites": InviteRoutes.ENDPOINTS,
     "events": EventRoutes.ENDPOINTS,
     "query": QueryRoutes.ENDPOINTS,
+    "hierarchy": HierarchyRoutes.ENDPOINTS,
 }
 
 
@@ -133,6 +135,7 @@ class Parts:
             "invites": InviteRoutes(rooms, checker, submitter, users, own.signing),
             "events": EventRoutes(rooms, now_ms),
             "query": QueryRoutes(users, rooms, config.is_local),
+            "hierarchy": HierarchyRoutes(rooms),
         }
         self.status = DestinationStatus(destinations, sender, database, now_ms)
         self.servicer = FederationServicer(
