@@ -3,23 +3,31 @@ network.
 
     python -m benchmarks.roomserver_bench            CPU per event at batch 1, 16 and 64, for 1 and 50 rooms
     python -m benchmarks.roomserver_bench --disk     bytes on disk per event in a large room
+    python -m benchmarks.roomserver_bench --large    import of a large room, states at random events, a fork
 
 Events are built and signed before the clock starts. CPU time is that of the process, its writer thread
 included.
 """
 
 import argparse
+import random
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from arbor.log.v1 import input_pb2
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.room_versions import ROOM_VERSIONS
+from roomserver.rpc import reads
+from roomserver.storage import staging
 from servicekit.log.reader import LogMessage
-from tests.support.judging import JudgeBench, local
+from tests.support.judging import JudgeBench, foreign, local
+from tests.support.judging import message as message_of
 from tests.support.rooms import key_of
 
 SERVER = "a.example"
@@ -31,18 +39,18 @@ KEY = key_of(SERVER)
 class Writer:
     """Builds a room's events quickly: one chain, state by key."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, creator: str = ALICE) -> None:
         self.state: dict[tuple[str, str], str] = {}
         self.room_id: str | None = None
         self.head: list[str] = []
         self.depth = 0
         self.clock = 1_700_000_000_000
         self.first = [
-            self.send(ALICE, "m.room.create", {"room_version": "12", "name": name}, ""),
-            self.send(ALICE, "m.room.member", {"membership": "join"}, ALICE),
-            self.send(ALICE, "m.room.power_levels", {"users": {}}, ""),
-            self.send(ALICE, "m.room.join_rules", {"join_rule": "public"}, ""),
-            self.send(ALICE, "m.room.history_visibility", {"history_visibility": "shared"}, ""),
+            self.send(creator, "m.room.create", {"room_version": "12", "name": name}, ""),
+            self.send(creator, "m.room.member", {"membership": "join"}, creator),
+            self.send(creator, "m.room.power_levels", {"users": {}}, ""),
+            self.send(creator, "m.room.join_rules", {"join_rule": "public"}, ""),
+            self.send(creator, "m.room.history_visibility", {"history_visibility": "shared"}, ""),
         ]
 
     def send(self, sender: str, type_: str, content: dict[str, Any], state_key: str | None = None) -> Event:
@@ -123,14 +131,15 @@ def run(bench: JudgeBench, batches: list[list[LogMessage]]) -> None:
         assert all(verdict.code == 1 for verdict in verdicts), [v for v in verdicts if v.code != 1][:1]
 
 
-def message(writer: Writer, number: int) -> Event:
+def message(writer: Writer, number: int, sender: str = ALICE) -> Event:
     """A message."""
-    return writer.send(ALICE, "m.room.message", {"msgtype": "m.text", "body": f"message number {number}"})
+    return writer.send(sender, "m.room.message", {"msgtype": "m.text", "body": f"message number {number}"})
 
 
 def topic(writer: Writer, number: int) -> Event:
     """A change of state."""
-    return writer.send(ALICE, "m.room.topic", {"topic": f"topic {number}"}, "")
+    sender = "@far:b.example" if ("m.room.member", "@far:b.example") in writer.state else ALICE
+    return writer.send(sender, "m.room.topic", {"topic": f"topic {number}"}, "")
 
 
 def join(writer: Writer, number: int) -> Event:
@@ -184,6 +193,64 @@ def measure_disk(events: int, members: int, changes: int) -> None:
         bench.close()
 
 
+def measure_large(members: int) -> None:
+    """Import of a room with many members, then states at random events and forks in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = make_bench(folder)
+        writer = Writer("far", creator="@far:b.example")
+        events = [*writer.first]
+        for number in range(members):
+            user = f"@user{number}:b{number % 50}.example"
+            events.append(writer.send(user, "m.room.member", {"membership": "join"}, user))
+        room_id = writer.room_id or ""
+        join_event = writer.send(ALICE, "m.room.member", {"membership": "join"}, ALICE)
+        staged = [(event.event_id, event.pdu_json) for event in events]
+        base = psutil.Process().memory_info().rss
+        clock = Clock()
+        for part, start in enumerate(range(0, len(staged), 500), 1):
+            bench.database.write_sync(
+                staging.store_part, "i", room_id, "12", part, staged[start : start + 500], [], 1
+            )
+        clock.tell(f"staging {len(staged)} state events")
+        commit = input_pb2.CommitImport(import_id="i", room_version="12", join_event=message_of(join_event))
+        assert bench.submit((room_id, [input_pb2.InputEntry(commit_import=commit)]))[0].code == 1
+        grown = (psutil.Process().memory_info().rss - base) / 2**20
+        clock.tell(f"committing the import (memory grew by {grown:.0f} MiB)")
+        later = [topic(writer, number) for number in range(1000)]
+        for start in range(0, len(later), 50):
+            bench.submit(*[foreign(room_id, [event]) for event in later[start : start + 50]])
+        clock.tell("1,000 changes of state")
+        chosen = random.Random(1).sample([event.event_id for event in later], 1000)
+        for event_id in chosen:
+            assert bench.database.read_sync(reads.read_state, room_id, [event_id], True)[0][1]
+        clock.tell("whole states at 1,000 random events")
+        for branches in (2, 10):
+            head, depth = list(writer.head), writer.depth
+            tips = []
+            for number in range(branches):
+                writer.head, writer.depth = list(head), depth
+                tips.append(writer.send("@far:b.example", "m.room.name", {"name": str(number)}, ""))
+            codes = [v.code for v in bench.submit(*[foreign(room_id, [tip]) for tip in tips])]
+            assert set(codes) == {1}, codes
+            clock.tell(f"{branches} branches that conflict, resolved at each step")
+            writer.head = [tip.event_id for tip in tips]
+            assert bench.submit(foreign(room_id, [message(writer, 1, "@far:b.example")]))[0].code == 1
+        bench.close()
+
+
+class Clock:
+    """Tells the CPU time since it was asked last."""
+
+    def __init__(self) -> None:
+        self._last = time.process_time()
+
+    def tell(self, what: str) -> None:
+        """Print a line."""
+        now = time.process_time()
+        print(f"{what:60} {(now - self._last) * 1000:9.1f} ms CPU")
+        self._last = now
+
+
 def size_of(folder: str) -> int:
     """Bytes of the database's files, the log of writes left out."""
     return sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix == ".db")
@@ -208,6 +275,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--disk", action="store_true")
+    parser.add_argument("--large", action="store_true")
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--members", type=int, default=10_000)
     parser.add_argument("--changes", type=int, default=1_000)
@@ -219,6 +287,9 @@ def main() -> None:
     kinds = {"message": message, "topic": topic, "join": join}
     if arguments.disk:
         measure_disk(arguments.events, arguments.members, arguments.changes)
+        return
+    if arguments.large:
+        measure_large(2 * arguments.members)
         return
     if arguments.profile:
         measure(1, 64, arguments.count, kinds[arguments.profile], profile=True)

@@ -28,7 +28,7 @@ from roomserver.input.auth import STRIPPED_KEYS
 from roomserver.input.batch import Batch
 from roomserver.input.visibility import visibility_of
 from roomserver.rooms import Entry, Head, RoomWork
-from roomserver.storage import rooms, states
+from roomserver.storage import rooms
 from roomserver.storage.events import SOFT_FAILED, EventRow
 from roomserver.storage.states import INVITE, JOIN, MEMBERSHIP_NUMBERS
 from servicekit.logging import get_logger
@@ -104,7 +104,7 @@ def apply_event(
         if event.state_key is not None:
             changes = change_current(batch, work, {row.key_id: row.nid}, event)
     elif new_snapshot != old_snapshot:
-        changes = change_current(batch, work, difference(batch, old_snapshot, new_snapshot), event)
+        changes = change_current(batch, work, snapshots.difference(batch, old_snapshot, new_snapshot), event)
     work.row.snapshot_id = new_snapshot
     if event.type == "m.room.create" and event.state_key == "" and work.row.participation == 0:
         # The room begins here: its creator's join, which follows, belongs to the same participation.
@@ -153,16 +153,8 @@ def _remove_behind(batch: Batch, work: RoomWork, nids: list[int]) -> None:
             nids.extend(found.prev)
 
 
-def difference(batch: Batch, old: int, new: int) -> dict[int, int]:
-    """key number -> event number (0: none any more) where a state differs from an older one."""
-    before, after = snapshots.load_state(batch, old), snapshots.load_state(batch, new)
-    delta = dict(after.items() - before.items())
-    delta.update((key_id, 0) for key_id in before.keys() - after.keys())
-    return delta
-
-
 def change_current(batch: Batch, work: RoomWork, delta: dict[int, int], cause: Event | None) -> Changes:
-    """Change the current state; `delta` as of `difference`, `cause` the event by which it changed."""
+    """Change the current state; `delta` as of `snapshots.difference`, `cause` the event by which it changed."""
     changes = Changes()
     if not delta:
         return changes
@@ -372,14 +364,3 @@ def members_at(batch: Batch, work: RoomWork, snapshot_id: int) -> list[tuple[str
     }
     loaded = batch.events_by_nid(list(wanted), work.version)
     return sorted((user, loaded[nid].membership or "", loaded[nid].event_id) for nid, user in wanted.items())
-
-
-__all__ = [
-    "advance_heads",
-    "apply_event",
-    "change_current",
-    "difference",
-    "make_row",
-    "states",
-    "tell_rewrite",
-]

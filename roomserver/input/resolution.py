@@ -6,7 +6,7 @@ chain cover. A resolved state is stored once, however it was reached.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from matrixlib import state_resolution
 from matrixlib.event_auth import state_types_for
@@ -65,6 +65,12 @@ class ResolutionStore:
                     self._rejected.add(event_id)
         return {event_id: self._events[event_id] for event_id in event_ids if event_id in self._events}
 
+    def number_of(self, event_id: str) -> int:
+        """The number of an event that resolution gave."""
+        if event_id not in self._nids:
+            self.get_events([event_id])
+        return self._nids[event_id]
+
     def is_rejected(self, event_id: str) -> bool:
         """See `matrixlib.state_resolution.ResolutionStore`."""
         if event_id in self._rejected:
@@ -115,86 +121,79 @@ def resolve(batch: Batch, work: RoomWork, snapshot_ids: Sequence[int], *, cause:
     if known:
         return known
     started = time.perf_counter()
-    states = {snapshot_id: snapshots.load_state(batch, snapshot_id) for snapshot_id in sorted(ids)}
-    resolved, conflicts = resolve_states(batch, work, list(states.values()))
+    ordered = sorted(ids)
+    keys = snapshots.differing_keys(batch, ordered)
+    states = [snapshots.load_nids_at(batch, snapshot_id, keys) for snapshot_id in ordered]
+    conflicted = {key for key in keys if len({state.get(key, 0) for state in states}) > 1}
+    resolved = _resolve_keys(batch, work, ordered, states, conflicted) if conflicted else {}
+    result = _find_snapshot(batch, work, ordered, states, resolved)
     metrics.resolutions.observe(time.perf_counter() - started)
-    metrics.resolution_conflicts.observe(conflicts)
-    result = next((snapshot_id for snapshot_id, state in states.items() if state == resolved), 0)
-    if not result:
-        hash_ = snapshot_rows.state_hash(resolved)
-        result = snapshot_rows.load_resolved(batch.conn, work.row.nid, hash_)
-        if not result:
-            parent, old = min(states.items(), key=lambda item: len(resolved.items() ^ item[1].items()))
-            delta = dict(resolved.items() - old.items())
-            delta.update((key_id, 0) for key_id in old.keys() - resolved.keys())
-            result = snapshots.add_child(batch, work.row.nid, parent, delta)
-            batch.resolved_rows.append((work.row.nid, hash_, result))
-        batch.states[result] = resolved
+    metrics.resolution_conflicts.observe(len(conflicted))
     batch.resolved[ids] = result
-    log.debug("state_resolved", room_id=work.room_id, cause=cause, states=len(ids), conflicts=conflicts)
+    log.debug("state_resolved", room_id=work.room_id, cause=cause, states=len(ids), conflicts=len(conflicted))
     return result
 
 
-def resolve_states(batch: Batch, work: RoomWork, states: list[dict[int, int]]) -> tuple[dict[int, int], int]:
-    """Resolve whole states, key number -> event number; returns the result and how many keys were in
-    conflict.
+def _find_snapshot(
+    batch: Batch, work: RoomWork, ids: list[int], states: list[dict[int, int]], resolved: dict[int, int]
+) -> int:
+    """The snapshot of a resolved state: one of those resolved, one made before, or a new one.
+
+    `resolved`: key number -> event number (0: none), for each key that was in conflict or came in by resolution.
     """
-    found, base = explain_states(batch, work, states)
-    if found is None:
-        return base, 0
-    explained, number_of = found
-    result = dict(base)
-    for key, event_id in explained.state.items():
-        result[batch.key_id(key)] = number_of(event_id)
-    return result, len(explained.conflicted)
+    first = states[0]
+    extra = [key for key in resolved if key not in first]
+    base = {**snapshots.load_nids_at(batch, ids[0], extra), **first}
+    for snapshot_id, state in zip(ids, states, strict=True):
+        here = {**base, **{key: state.get(key, 0) for key in resolved if key in first or key in state}}
+        if all(here.get(key, 0) == nid for key, nid in resolved.items()):
+            return snapshot_id
+    changes = {key: nid for key, nid in resolved.items() if base.get(key, 0) != nid}
+    # Two resolutions that change the same state in the same way give the same state.
+    hash_ = snapshot_rows.change_hash(ids[0], changes)
+    result = next((item[2] for item in batch.resolved_rows if item[1] == hash_), 0)
+    result = result or snapshot_rows.load_resolved(batch.conn, work.row.nid, hash_)
+    if not result:
+        result = snapshots.add_child(batch, work.row.nid, ids[0], changes)
+        batch.resolved_rows.append((work.row.nid, hash_, result))
+    return result
 
 
-Explained = tuple[state_resolution.Resolution, Callable[[str], int]]
-
-
-def explain_states(
-    batch: Batch, work: RoomWork, states: list[dict[int, int]]
-) -> tuple[Explained | None, dict[int, int]]:
-    """Return (the resolution or None where nothing conflicts, event id -> number, what all have in
-    common).
-    """
-    common = dict(set(states[0].items()).intersection(*[state.items() for state in states[1:]]))
-    conflicted = {key_id for state in states for key_id in state if key_id not in common}
-    if not conflicted:
-        return None, common
-    _flush_chains(batch)
-    difference: set[int] = set()
+def _resolve_keys(
+    batch: Batch, work: RoomWork, ids: list[int], states: list[dict[int, int]], conflicted: set[int]
+) -> dict[int, int]:
+    """Resolve; returns key number -> event number (0: none) for the conflicted keys and what else came in."""
     version = work.version
-    if version.state_resolution is not StateResolution.V1:
-        difference = auth_chains.load_difference(batch.conn, [set(state.values()) for state in states])
-    store = ResolutionStore(batch, work, difference)
-    loaded = store.add(
-        {state[key_id] for state in states for key_id in conflicted if key_id in state} | difference
-    )
-    if version.state_resolution is StateResolution.V2_1:
-        between = subgraph(batch, {state[k] for state in states for k in conflicted if k in state})
-        loaded.update(store.add(between))
-    needed: set[StateKey] = {key for event in loaded.values() for key in state_types_for(event)}
-    numbers = batch.find_key_ids(needed)
-    wanted = conflicted | {number for number in numbers.values() if number in common}
-    keys = batch.keys_of(wanted)
-    used = {state[key_id] for state in states for key_id in wanted if key_id in state}
-    ids = {nid: event.event_id for nid, event in store.add(used).items()}
-    sets = [{keys[key_id]: ids[state[key_id]] for key_id in wanted if key_id in state} for state in states]
-    explained = state_resolution.resolve_explained(version, sets, store)
-    back = {event_id: nid for nid, event_id in ids.items()}
-
-    def number_of(event_id: str) -> int:
-        number = back.get(event_id)
-        if number is None:
-            row = batch.row_of(event_id)
-            assert row is not None, f"resolution gave {event_id}, which is not stored"
-            number = row.nid
-        return number
-
-    return (explained, number_of), common
-
-
-def _flush_chains(batch: Batch) -> None:
-    """Give the batch's own state events their places in the chain cover, which is asked next."""
     batch.place_in_chains()
+    parts = [{state[key] for key in conflicted if key in state} for state in states]
+    own = {nid for part in parts for nid in part}
+    difference: set[int] = set()
+    if version.state_resolution is not StateResolution.V1:
+
+        def load_common() -> set[int]:
+            whole = snapshots.load_state(batch, ids[0])
+            return {nid for key, nid in whole.items() if key not in conflicted}
+
+        difference = auth_chains.load_difference(batch.conn, parts, load_common)
+    store = ResolutionStore(batch, work, difference)
+    loaded = store.add(own | difference)
+    if version.state_resolution is StateResolution.V2_1:
+        loaded.update(store.add(subgraph(batch, own)))
+    # Auth checks look at entries that are not in conflict, too: only at those that these events need.
+    needed: set[StateKey] = {key for event in loaded.values() for key in state_types_for(event)}
+    agreed_keys = set(batch.find_key_ids(needed).values()) - conflicted
+    agreed = snapshots.load_nids_at(batch, ids[0], agreed_keys)
+    keys = batch.keys_of(conflicted | agreed.keys())
+    ids_of = {nid: event.event_id for nid, event in store.add(own | set(agreed.values())).items()}
+    common = {keys[key]: ids_of[nid] for key, nid in agreed.items()}
+    sets = [
+        {**common, **{keys[key]: ids_of[state[key]] for key in conflicted if key in state}}
+        for state in states
+    ]
+    explained = state_resolution.resolve_explained(version, sets, store)
+    resolved = dict.fromkeys(conflicted, 0)
+    for key, event_id in explained.state.items():
+        key_id = batch.key_id(key)
+        if key_id not in agreed:
+            resolved[key_id] = store.number_of(event_id)
+    return resolved

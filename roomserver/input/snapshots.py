@@ -1,6 +1,6 @@
 """State at events: making snapshots, and reading states from them through the memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from matrixlib.events import Event, StateKey
 from roomserver.input.batch import Batch
@@ -69,6 +69,29 @@ def load_state(batch: Batch, snapshot_id: int) -> dict[int, int]:
         state = snapshots.compose(load_path(batch, snapshot_id))
         batch.states[snapshot_id] = state
     return state
+
+
+def differing_keys(batch: Batch, snapshot_ids: Sequence[int]) -> set[int]:
+    """Return the key numbers under which states may differ: all others stand equal in each of them.
+
+    Snapshots with a base in common differ only by what was added on top of it.
+    """
+    paths = [load_path(batch, snapshot_id) if snapshot_id else [] for snapshot_id in snapshot_ids]
+    shared = set.intersection(*[{node.id for node in path} for path in paths])
+    keys: set[int] = set()
+    for path in paths:
+        for node in path:
+            if node.id in shared:
+                break
+            keys.update(node.delta)
+    return keys
+
+
+def difference(batch: Batch, old: int, new: int) -> dict[int, int]:
+    """Return key number -> event number (0: none any more) where a state differs from an older one."""
+    keys = differing_keys(batch, [old, new])
+    before, after = load_nids_at(batch, old, keys), load_nids_at(batch, new, keys)
+    return {key: after.get(key, 0) for key in keys if before.get(key, 0) != after.get(key, 0)}
 
 
 def load_nids_at(batch: Batch, snapshot_id: int, key_ids: Iterable[int]) -> dict[int, int]:

@@ -9,7 +9,7 @@ of events is then one number per chain, worked out from few rows even where it h
     chain B   1 ── 2 ◄──┘
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from sqlalchemy import Connection
 
@@ -122,32 +122,32 @@ def load_reach(conn: Connection, nids: Iterable[int]) -> Reach:
     return reach
 
 
-def load_difference(conn: Connection, state_sets: Sequence[Collection[int]]) -> set[int]:
-    """Return the events in the auth chain of some, but not of every set; a set's own events count.
+def load_difference(
+    conn: Connection, parts: Sequence[Collection[int]], load_common: Callable[[], Collection[int]]
+) -> set[int]:
+    """Return the events in the auth chain of some, but not of every state set; a set's own events count.
 
-    What all sets have in common is left aside first: with C in common and D_i beyond it, the difference is
-    what
-    some D_i reach, but neither C nor all D_i do.
+    A state set is one of `parts` and what all of them have in common. With C in common and D_i the parts, the
+    difference is what some D_i reach, but neither C nor all D_i do. The parts themselves are always in it, so
+    what C reaches is only asked where there is more.
     """
-    if len(state_sets) < 2:
-        return set()
-    sets = [set(state) for state in state_sets]
-    common = set.intersection(*sets)
-    reaches = [load_reach(conn, state - common) for state in sets]
+    own = {nid for part in parts for nid in part}
+    reaches = [load_reach(conn, part) for part in parts]
     ranges: dict[int, tuple[int, int]] = {}
     for chain in {chain for reach in reaches for chain in reach}:
         low = min(reach.get(chain, 0) for reach in reaches)
         high = max(reach.get(chain, 0) for reach in reaches)
         if low < high:
             ranges[chain] = (low, high)
-    if ranges:
-        everywhere = load_reach(conn, common)
-        ranges = {
-            chain: (max(low, everywhere.get(chain, 0)), high)
-            for chain, (low, high) in ranges.items()
-            if everywhere.get(chain, 0) < high
-        }
-    return load_ranges(conn, ranges)
+    if load_ranges(conn, ranges) <= own:
+        return own
+    everywhere = load_reach(conn, load_common())
+    ranges = {
+        chain: (max(low, everywhere.get(chain, 0)), high)
+        for chain, (low, high) in ranges.items()
+        if everywhere.get(chain, 0) < high
+    }
+    return own | load_ranges(conn, ranges)
 
 
 def load_ranges(conn: Connection, ranges: dict[int, tuple[int, int]]) -> set[int]:

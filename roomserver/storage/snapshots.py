@@ -76,9 +76,10 @@ def store_snapshots(conn: Connection, nodes: list[Node]) -> None:
     )
 
 
-def state_hash(state: dict[int, int]) -> bytes:
-    """Return what two equal states have in common."""
-    return hashlib.blake2b(pack_pairs(sorted(state.items())), digest_size=16).digest()
+def change_hash(parent_id: int, changes: dict[int, int]) -> bytes:
+    """Return what stands for a state that differs so from a snapshot."""
+    data = pack_pairs([(parent_id, 0), *sorted(changes.items())])
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def load_resolved(conn: Connection, room_nid: int, hash_: bytes) -> int:

@@ -147,7 +147,9 @@ resolved_snapshot = Table(
     "resolved_snapshot",
     metadata,
     Column("room_nid", BigInteger, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, primary_key=True, comment="of the whole state, which a resolution gave"),
+    Column(
+        "hash", LargeBinary, primary_key=True, comment="of the snapshot it was made from, and the changes"
+    ),
     Column("snapshot_id", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )

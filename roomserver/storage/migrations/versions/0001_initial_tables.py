@@ -196,7 +196,7 @@ def upgrade() -> None:
     )
     op.create_table('resolved_snapshot',
     sa.Column('room_nid', sa.BigInteger(), autoincrement=False, nullable=False),
-    sa.Column('hash', sa.LargeBinary(), nullable=False, comment='of the whole state, which a resolution gave'),
+    sa.Column('hash', sa.LargeBinary(), nullable=False, comment='of the snapshot it was made from, and the changes'),
     sa.Column('snapshot_id', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('room_nid', 'hash', name=op.f('pk_resolved_snapshot')),
     sqlite_with_rowid=False
