@@ -281,9 +281,14 @@ class InputInMemory(Submitter):
             if event.event_id in room.events:
                 return Verdict(code=input_pb2.VERDICT_CODE_DUPLICATE, event_id=event.event_id)
             missing = [prev for prev in event.prev_event_ids if prev not in room.events]
+            if missing and submit.state_before_event_ids:
+                # Judged by the state that came with it.
+                self._memory.waiting.discard(event.event_id)
+                return accepted
             if missing:
                 return Verdict(code=input_pb2.VERDICT_CODE_WAITING, missing_event_ids=missing)
             refused = room.add(event)
+            self._memory.waiting.discard(event.event_id)
             if refused is not None:
                 return Verdict(
                     code=input_pb2.VERDICT_CODE_REJECTED,
