@@ -39,6 +39,8 @@ CATCH_UP_ROOMS = 5_000
 MAX_SENDING = 200
 STAGGER_MAX_S = 60.0
 STAGGER_EACH_S = 0.05
+# Something here is wrong, and will be so again: not in a busy loop.
+INTERNAL_RETRY_MS = 60_000
 KEEP_EVENTS_MS = 24 * 3600 * 1000
 
 _transactions = metrics.counter("federation_transactions_sent_total", "Transactions sent", ["result"])
@@ -280,14 +282,27 @@ class Sender:
                 await self._wait(wake, (due_ms - self._now_ms()) / 1000)
                 continue
             async with self._slots:
-                transaction = await self._next(queue)
-                if transaction is not None:
-                    await self._send(queue, transaction)
+                transaction = await self._try(queue)
             if transaction is None and queue.is_empty:
                 # Nothing is awaited between this check and the end: who comes later starts anew.
                 del self._wakes[server_name]
                 del self._queues[server_name]
                 return
+
+    async def _try(self, queue: DestinationQueue) -> _Transaction | None:
+        """Make the next transaction and send it; None: there was nothing to send."""
+        transaction: _Transaction | None = None
+        try:
+            transaction = await self._next(queue)
+            if transaction is not None:
+                await self._send(queue, transaction)
+        except Exception as error:
+            # One destination's trouble, of whatever kind, is not everybody's.
+            log.error("send_failed", exc_info=error, server=queue.server_name)
+            self._destinations.note_failure(
+                queue.server_name, f"internal error: {error!r}", INTERNAL_RETRY_MS
+            )
+        return transaction
 
     async def _wait(self, wake: asyncio.Event, seconds: float) -> None:
         if seconds <= 0:
