@@ -81,16 +81,34 @@ def apply_event(
     transaction_key: TransactionKey | None = None,
     stripped_state_json: list[bytes] | None = None,
     missing_prev: list[str] | None = None,
+    is_followed: bool = False,
 ) -> None:
     """Make an accepted event part of the room and tell it.
 
     `row` is stored already, with `snapshot_before` set; `state_before` has at least `auth.keys_needed`.
+    `is_followed`: events that name it as a prev event were accepted before it came, so it is no head.
     """
     before = row.snapshot_before
     if event.state_key is None:
         row.snapshot_after = before
     else:
         row.snapshot_after = snapshots.add_child(batch, work.row.nid, before, {row.key_id: row.nid})
+    changes = Changes()
+    if not is_followed:
+        changes = _advance(batch, work, event, row)
+    if event.type == "m.room.create" and event.state_key == "" and work.row.participation == 0:
+        # The room begins here: its creator's join, which follows, belongs to the same participation.
+        changes.began = batch.context.is_local(server_name_of(event.sender))
+        if changes.began:
+            work.row.participation, work.row.participating = 1, True
+    row.placement = placement
+    tell(batch, work, event, row, state_before, changes, transaction_key, stripped_state_json, missing_prev)
+    redactions.apply_redaction(batch, work, event, row, state_before)
+
+
+def _advance(batch: Batch, work: RoomWork, event: Event, row: EventRow) -> Changes:
+    """Make the event a head, and the current state what the heads then give."""
+    before = row.snapshot_before
     old_snapshot = work.row.snapshot_id
     advance_heads(batch, work, event, row)
     if len(work.heads) == 1:
@@ -106,14 +124,7 @@ def apply_event(
     elif new_snapshot != old_snapshot:
         changes = change_current(batch, work, snapshots.difference(batch, old_snapshot, new_snapshot), event)
     work.row.snapshot_id = new_snapshot
-    if event.type == "m.room.create" and event.state_key == "" and work.row.participation == 0:
-        # The room begins here: its creator's join, which follows, belongs to the same participation.
-        changes.began = batch.context.is_local(server_name_of(event.sender))
-        if changes.began:
-            work.row.participation, work.row.participating = 1, True
-    row.placement = placement
-    tell(batch, work, event, row, state_before, changes, transaction_key, stripped_state_json, missing_prev)
-    redactions.apply_redaction(batch, work, event, row, state_before)
+    return changes
 
 
 def advance_heads(batch: Batch, work: RoomWork, event: Event, row: EventRow) -> None:

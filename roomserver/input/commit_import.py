@@ -14,7 +14,7 @@ from matrixlib.events import Event, EventFormatError, parse_event, redact_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.verdicts import Refused
-from roomserver.input import apply, auth, federation, local, snapshots
+from roomserver.input import apply, auth, federation, gaps, local, snapshots
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -341,8 +341,7 @@ def _apply_join(batch: Batch, work: RoomWork, join: Event, before: int) -> Event
         placement=Placement.PLACEMENT_TIMELINE,
         missing_prev=list(join.prev_event_ids),
     )
-    for prev_id in join.prev_event_ids:
-        batch.missing_prevs.append((work.row.nid, prev_id, row.nid))
+    gaps.note_missing(batch, work, row, list(join.prev_event_ids))
     batch.change_row(row)
     work.is_new = is_new
     federation.end_wait(batch, work, join.event_id)

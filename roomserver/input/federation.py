@@ -20,7 +20,7 @@ from arbor.log.v1 import input_pb2
 from arbor.log.v1.output_pb2 import OutputEntry, Placement, RoomMissing
 from matrixlib.events import Event, EventFormatError, parse_event, redact_event
 from roomserver import metrics
-from roomserver.input import apply, auth, load, local, outputs, redactions, resolution, snapshots
+from roomserver.input import apply, auth, gaps, load, local, outputs, redactions, resolution, snapshots
 from roomserver.input.auth import AuthEvents, Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -196,16 +196,27 @@ def judge_event(
             status = SOFT_FAILED
             metrics.soft_failed.inc()
     row = _store(batch, work, event, known, status, before, found, prevs, refusal)
-    for prev_id in missing_prev:
-        batch.missing_prevs.append((work.row.nid, prev_id, row.nid))
+    gaps.note_missing(batch, work, row, missing_prev)
+    followers = gaps.find_followers(batch, work, event.event_id)
     if status == ACCEPTED:
-        apply.apply_event(batch, work, event, row, state, placement=placement, missing_prev=missing_prev)
+        apply.apply_event(
+            batch,
+            work,
+            event,
+            row,
+            state,
+            placement=placement,
+            missing_prev=missing_prev,
+            is_followed=bool(followers),
+        )
         redactions.apply_pending(batch, work, row)
     else:
         row.snapshot_after = before
         if status == SOFT_FAILED and event.state_key is not None:
             row.snapshot_after = snapshots.add_child(batch, work.row.nid, before, {row.key_id: row.nid})
     batch.change_row(row)
+    if followers:
+        gaps.close(batch, work, row, followers)
     return Judged(_CODES[status], row)
 
 

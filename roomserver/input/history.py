@@ -15,25 +15,30 @@ from arbor.log.v1.output_pb2 import OutlierMembership, OutputEntry, Placement, R
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import get_room_version
-from roomserver.input import apply, auth, federation, load, local, outputs, redactions, resolution, snapshots
+from roomserver.input import (
+    apply,
+    auth,
+    federation,
+    gaps,
+    load,
+    local,
+    outputs,
+    redactions,
+    resolution,
+    snapshots,
+)
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
 from roomserver.input.federation import Judged
 from roomserver.input.visibility import visibility_of
 from roomserver.rooms import RoomWork, Told
-from roomserver.storage import events as event_rows
 from roomserver.storage import outliers, waiting
 from roomserver.storage.events import ACCEPTED, OUTLIER, REJECTED, EventRow
-from roomserver.storage.sql import Sql
 from roomserver.storage.states import MEMBERSHIP_NUMBERS
 
 Code = input_pb2.VerdictCode
 _HISTORY = input_pb2.EventOrigin.EVENT_ORIGIN_HISTORY
-
-_CHILDREN = Sql(
-    "SELECT event_nid FROM missing_prev WHERE room_nid = ? AND prev_event_id = ? ORDER BY event_nid"
-)
 
 
 def judge_history(batch: Batch, requests: list[Request]) -> None:
@@ -115,13 +120,8 @@ def _state_before(batch: Batch, work: RoomWork, event: Event, given: list[str]) 
 
 def _state_from_next(batch: Batch, work: RoomWork, event: Event) -> int | None:
     """The state before an event, from an event that follows it; None: none is known."""
-    children = [row[0] for row in _CHILDREN.rows(batch.conn, work.row.nid, event.event_id)]
-    children += [nid for _, prev_id, nid in batch.missing_prevs if prev_id == event.event_id]
-    rows = event_rows.load_events_by_nid(batch.conn, children)
-    rows.update({row.nid: row for row in batch.rows if row.nid in set(children)})
-    after = next(
-        (rows[nid].snapshot_before for nid in children if nid in rows and rows[nid].snapshot_before), None
-    )
+    followers = gaps.find_followers(batch, work, event.event_id)
+    after = next((row.snapshot_before for row in followers if row.snapshot_before), None)
     if after is None:
         return None
     if event.state_key is None:
@@ -165,10 +165,9 @@ def _judge_event(batch: Batch, work: RoomWork, event: Event, before: int, origin
             prevs.append(prev.nid)
         else:
             missing_prev.append(prev_id)
-            batch.missing_prevs.append((work.row.nid, prev_id, row.nid))
     row.prev = tuple(prevs)
-    batch.found_prevs.append((work.row.nid, event.event_id))
-    batch.missing_prevs = [item for item in batch.missing_prevs if item[1] != event.event_id]
+    gaps.close(batch, work, row, gaps.find_followers(batch, work, event.event_id))
+    gaps.note_missing(batch, work, row, missing_prev)
     if status == ACCEPTED:
         if event.state_key is not None:
             row.snapshot_after = snapshots.add_child(batch, work.row.nid, before, {row.key_id: row.nid})
