@@ -2,6 +2,10 @@
 
 The handler runs in the follower's transaction and stores what a restart must find: which servers are in which
 rooms, events and EDUs to send, events that are awaited. Its result says what the loop has to do now.
+
+Most messages on most servers are local users' in rooms where nobody else is: the handler remembers which rooms
+those are, stores nothing of their messages, and has the follower pass over batches of nothing else (`skim`). An
+event from before another server's join is none of that server's.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +23,7 @@ from servicekit.log.errors import UndecodableEntry, UnknownEntryKind
 from servicekit.log.reader import LogMessage
 from servicekit.log.subjects import event_position
 
+MAX_ROOMS_ALONE = 50_000
 _TOLD_PLACEMENTS = (output_pb2.PLACEMENT_TIMELINE, output_pb2.PLACEMENT_HIDDEN)
 _MEMBER = "m.room.member"
 _ACL = "m.room.server_acl"
@@ -60,10 +65,50 @@ class OutputHandler:
     def __init__(self, is_local: Callable[[str], bool], now_ms: NowMs) -> None:
         self._is_local = is_local
         self._now_ms = now_ms
+        # Rooms known to hold no other server. Only the batches of this handler bring servers into them, so
+        # what a committed batch found stays true until another batch says otherwise.
+        self._alone: set[str] = set()
+        # None: not looked up yet.
+        self._wanted: bool | None = None
+
+    def forget(self) -> None:
+        """Forget what memory holds: the database may have moved without us."""
+        self._alone.clear()
+        self._wanted = None
+
+    def skim(self, messages: Sequence[LogMessage]) -> Heard | None:
+        """See `servicekit.log.applying.Skimmer`."""
+        if self._wanted is not False:
+            return None
+        alone = self._alone
+        through = 0
+        for message in messages:
+            try:
+                decoded = output_pb2.OutputMessage.FromString(message.data)
+            except Exception:
+                return None  # reported where it is applied
+            if decoded.room_id not in alone:
+                return None
+            for entry in decoded.entries:
+                if entry.WhichOneof("kind") != "room_event" or not self._stays_here(entry.room_event):
+                    return None
+            through = event_position(message.sequence, max(len(decoded.entries) - 1, 0))
+        return Heard(through)
+
+    def _stays_here(self, event: output_pb2.RoomEvent) -> bool:
+        """Whether an event in a room without other servers is surely of no concern to any."""
+        return not (
+            event.HasField("state_key")
+            or event.participation_began
+            or event.servers_joined
+            or event.servers_left
+            or event.state_changes
+        ) and self._is_ours(event.sender)
 
     def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Heard:
         """Store what messages tell."""
         heard = Heard()
+        self._wanted = None
         decoded = [(message.sequence, _decode(message)) for message in messages]
         ids = [
             entry.room_event.event_id
@@ -79,7 +124,20 @@ class OutputHandler:
                 self._apply(conn, message, entry, position, relayed, now, heard)
                 heard.through = position
         outgoing.store_events(conn, heard.events, now)
+        self._remember(conn, {message.room_id for _, message in decoded if message.room_id}, heard)
         return heard
+
+    def _remember(self, conn: Connection, room_ids: set[str], heard: Heard) -> None:
+        """Note which rooms are without other servers, for the batches after this one."""
+        for room_id in room_ids:
+            if room_id in self._alone and room_id not in heard.changed_rooms:
+                continue
+            self._alone.discard(room_id)
+            if not outgoing.has_other_servers(conn, room_id):
+                if len(self._alone) >= MAX_ROOMS_ALONE:
+                    self._alone.pop()
+                self._alone.add(room_id)
+        self._wanted = fetching.is_anything_wanted(conn)
 
     def _apply(
         self,
@@ -160,6 +218,9 @@ class OutputHandler:
         # Our own join through another server is told by that server.
         if event.placement not in _TOLD_PLACEMENTS or event.participation_began:
             return
+        also = self._also(event)
+        if room_id in self._alone and room_id not in heard.changed_rooms and not also:
+            return
         if ours or event.event_id in relayed:
             heard.events.append(
                 OutgoingEvent(
@@ -168,7 +229,7 @@ class OutputHandler:
                     event.event_id,
                     event.pdu_json,
                     exclude=relayed.get(event.event_id, ""),
-                    also=self._also(event),
+                    also=also,
                 )
             )
 

@@ -69,6 +69,7 @@ class OutputFollower:
                 await self._begin_anew(error)
 
     def _on_loaded(self, sequence: int) -> None:
+        self._handler.forget()
         self._sender.start_at(event_position(sequence, POSITION_FACTOR - 1) if sequence else 0)
 
     async def _begin_anew(self, error: PositionLost) -> None:

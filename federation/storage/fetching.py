@@ -82,6 +82,11 @@ def note_attempt(
     )
 
 
+def is_anything_wanted(conn: Connection) -> bool:
+    """Whether any event waits."""
+    return conn.execute(select(wanted_event.c.waiting_event_id).limit(1)).first() is not None
+
+
 def forget_wanted(conn: Connection, waiting_event_id: str) -> None:
     """The event waits no more."""
     conn.execute(delete(wanted_event).where(wanted_event.c.waiting_event_id == waiting_event_id))

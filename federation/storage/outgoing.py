@@ -130,6 +130,13 @@ def load_unknown_rooms(conn: Connection) -> dict[str, int]:
     return {row.room_id: row.joined_position for row in rows}
 
 
+def has_other_servers(conn: Connection, room_id: str) -> bool:
+    """Whether other servers are in a room now, or it has to be asked which are."""
+    table = room_server
+    where = and_(table.c.room_id == room_id, table.c.left_position.is_(None))
+    return conn.execute(select(table.c.server_name).where(where).limit(1)).first() is not None
+
+
 def replace_servers(conn: Connection, room_id: str, servers: Iterable[str], position: int) -> None:
     """Store the servers of a room as they were told; those known already keep their positions."""
     table = room_server

@@ -133,10 +133,10 @@ class _Threads:
                     connection = connection or self._engine.connect()
                     with connection.begin():
                         result = job.work(connection, *job.args, **job.kwargs)
-                except DBAPIError as error:
+                except Exception as error:
                     # The server went away. What reads may be read again; a write's fate is for its caller
                     # to find out.
-                    if not (error.connection_invalidated and self._retry):
+                    if not (_is_lost(connection, error) and self._retry):
                         raise
                     connection = self._reconnect(connection)
                     with connection.begin():
@@ -158,6 +158,23 @@ class _Threads:
         if connection is not None:
             connection.close()
         return self._engine.connect()
+
+
+def _is_lost(connection: Connection | None, error: Exception) -> bool:
+    """Whether an error means that the connection is no more; one of the driver's own then ends it here, as
+    SQLAlchemy does for those that it sees.
+    """
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    if connection is None or connection.closed or connection.invalidated:
+        return False
+    dialect = connection.dialect
+    if not isinstance(error, dialect.loaded_dbapi.Error):
+        return False
+    if not dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+        return False
+    connection.invalidate(error)
+    return True
 
 
 class Database:

@@ -12,6 +12,7 @@ and that was applied before is dropped.
 """
 
 import sqlite3
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ class Handler(Protocol[R_co]):
         """Apply messages in order.
 
         Raise StopFollowing for what must not be skipped, anything else for a bad entry.
+        """
+        ...
+
+
+class Skimmer(Protocol[R_co]):
+    """A handler that can say that messages ask nothing of the database."""
+
+    def skim(self, messages: Sequence[LogMessage]) -> R_co | None:
+        """Return the result of messages that leave the database as it is; None: they must be applied.
+
+        Runs on the loop, while nothing is being applied. Only memory is asked; whatever is odd is applied.
         """
         ...
 
@@ -161,6 +173,8 @@ class Applier(Generic[R]):
         self._drop_duplicates = drop_duplicates
         self._on_dead = on_dead
         self._now_ms = now_ms
+        self.unstored: dict[Stamp, int] = {}
+        """Numbers of messages that were skimmed, to be stored with the next batch."""
         numbers = tables.output_no
         self._update_number = (
             update(numbers)
@@ -187,9 +201,9 @@ class Applier(Generic[R]):
             Exception: whatever the handler raises; the caller's transaction must roll back.
         """
         self._advance(conn, batch, expected)
-        messages, numbers = self._fresh(batch.messages, stamps)
+        messages, numbers = self.fresh(batch.messages, stamps)
         results = [self._handler.apply_batch(conn, messages)] if messages else []
-        self._store_numbers(conn, numbers, stamps)
+        self._store_numbers(conn, {**self.unstored, **numbers}, stamps)
         fault_point("follower.before_commit")
         duplicates = len(batch.messages) - len(messages)
         return Applied(
@@ -206,7 +220,7 @@ class Applier(Generic[R]):
             DBAPIError: the database fails for reasons of its own (see `is_transient`).
         """
         self._advance(conn, batch, expected)
-        messages, numbers = self._fresh(batch.messages, stamps)
+        messages, numbers = self.fresh(batch.messages, stamps)
         results: list[R] = []
         dead: list[tuple[LogMessage, Exception]] = []
         for message in messages:
@@ -224,7 +238,7 @@ class Applier(Generic[R]):
                 )
                 if self._on_dead is not None:
                     self._on_dead(conn, message, error)
-        self._store_numbers(conn, numbers, stamps)
+        self._store_numbers(conn, {**self.unstored, **numbers}, stamps)
         duplicates = len(batch.messages) - len(messages)
         return Applied(
             results, batch.through, batch.epoch, len(messages), dead, duplicates, {**stamps, **numbers}
@@ -234,7 +248,7 @@ class Applier(Generic[R]):
         if not self._position.advance(conn, batch.epoch, expected, batch.through):
             raise PositionTaken(f"the position in {self._stream} is not {expected} any more")
 
-    def _fresh(
+    def fresh(
         self, messages: list[LogMessage], stamps: dict[Stamp, int]
     ) -> tuple[list[LogMessage], dict[Stamp, int]]:
         """Return the messages whose number is new, and the highest number of each writer among them."""
@@ -305,15 +319,19 @@ def store_dead_letter(
 
 def is_transient(error: BaseException) -> bool:
     """Whether the database failed for reasons of its own (lost, locked, full), so that nothing is the entry's
-    fault.
+    fault. The driver's own errors count like SQLAlchemy's: hot statements go to the driver directly.
     """
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated:
-        return True
-    original = error.orig
+    original: BaseException | None = error
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        original = error.orig
     if isinstance(original, sqlite3.Error):
         name = getattr(original, "sqlite_errorname", "") or ""
         return name.removeprefix("SQLITE_").startswith(_TRANSIENT_SQLITE)
-    state = getattr(original, "sqlstate", None)
-    return bool(state) and str(state).startswith(_TRANSIENT_SQLSTATES)
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is None or not isinstance(original, psycopg.Error):
+        return False
+    # An operational error without a state is the connection's: the server said nothing any more.
+    state = original.sqlstate
+    return state.startswith(_TRANSIENT_SQLSTATES) if state else isinstance(original, psycopg.OperationalError)

@@ -8,13 +8,17 @@ Each batch is one unit of work on the database's writer thread: the handler's ef
 together. Three outcomes: applied; not now (the database is locked, full or away: the same batch again, later
 and later); never (one entry's own fault: dead letter, the others go on; an entry that must not be skipped:
 `run` raises `StopFollowing`).
+
+A handler with a `skim` is asked first whether a batch concerns its database at all. If not, only the position
+in memory moves; it is stored with the next batch, or a second later. A crash before that reads the same
+messages once more, to the same effect.
 """
 
 import asyncio
 import heapq
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from sqlalchemy import Connection
 
@@ -24,6 +28,7 @@ from servicekit.log.applying import (
     Applier,
     Handler,
     PositionRow,
+    Skimmer,
     Stamp,
     StoredPosition,
     is_transient,
@@ -42,6 +47,8 @@ R = TypeVar("R")
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 5.0
 TAKEN_LIMIT = 5
+STORE_AFTER_S = 1.0
+"""So long after a batch that was skimmed its position is stored, if nothing else comes that is applied."""
 
 _labels = ["service", "stream"]
 _lag = metrics.gauge("log_lag", "Messages between the follower's position and the stream's end", _labels)
@@ -120,6 +127,10 @@ class Follower(Generic[R]):
         self._wait_no = 0
         self._given_up = 0
         self._reader: LogReader | None = None
+        self._skimmer: Skimmer[R] | None = cast("Skimmer[R]", handler) if hasattr(handler, "skim") else None
+        self._stored = 0
+        self._store_now = False
+        self._store_timer: asyncio.TimerHandle | None = None
         self._applier = Applier(
             handler,
             position or PositionRow(tables.position, name or stream),
@@ -155,6 +166,8 @@ class Follower(Generic[R]):
         taken = 0
         while True:
             self.epoch, self.position, self._stamps = await self._database.write(self._applier.load)
+            self._stored = self.position
+            self._applier.unstored = {}
             if self._on_loaded is not None:
                 self._on_loaded(self.position)
             self._settle()
@@ -165,7 +178,8 @@ class Follower(Generic[R]):
             self.running = True
             try:
                 async for batch in batches:
-                    await self._apply(batch)
+                    if self._skimmer is None or not self._skim(self._skimmer, batch):
+                        await self._apply(batch)
                     taken = 0
             except PositionTaken as error:
                 taken += 1
@@ -175,6 +189,9 @@ class Follower(Generic[R]):
                 await asyncio.sleep(RETRY_MIN_S * 2**taken)
             finally:
                 self.running = False
+                if self._store_timer is not None:
+                    self._store_timer.cancel()
+                    self._store_timer = None
                 await batches.aclose()
 
     async def wait_for(self, position: int, timeout_s: float) -> bool:
@@ -199,11 +216,42 @@ class Follower(Generic[R]):
                 self._given_up = 0
             return False
 
+    def _skim(self, skimmer: Skimmer[R], batch: Batch) -> bool:
+        """Pass over a batch that asks nothing of the database. False: it does."""
+        if self._store_now or not batch.messages or batch.epoch != self.epoch:
+            return False
+        messages, numbers = self._applier.fresh(batch.messages, self._stamps)
+        # A writer's first number makes a row.
+        if not numbers.keys() <= self._stamps.keys():
+            return False
+        result = skimmer.skim(messages) if messages else None
+        if result is None:
+            return False
+        self.position = batch.through
+        self._stamps = {**self._stamps, **numbers}
+        self._applier.unstored.update(numbers)
+        if self._store_timer is None and self._reader is not None:
+            loop = asyncio.get_running_loop()
+            self._store_timer = loop.call_later(STORE_AFTER_S, self._store_soon, self._reader)
+        if self._on_committed is not None:
+            self._on_committed(result)
+        self._settle()
+        return True
+
+    def _store_soon(self, reader: LogReader) -> None:
+        self._store_timer = None
+        if self.position != self._stored:
+            self._store_now = True
+            reader.nudge()
+
     async def _apply(self, batch: Batch) -> None:
         started = time.perf_counter()
         applied = await self._commit(batch)
         fault_point("follower.after_commit")
         self.position, self.epoch, self._stamps = applied.position, applied.epoch, applied.stamps
+        self._stored = applied.position
+        self._store_now = False
+        self._applier.unstored = {}
         if batch.messages:
             self._batch_size.observe(len(batch.messages))
             self._apply_seconds.observe(time.perf_counter() - started)
@@ -229,7 +277,7 @@ class Follower(Generic[R]):
         apply: Callable[..., Applied[R]] = self._applier.apply
         while True:
             try:
-                applied: Applied[R] = await self._database.write(apply, batch, self.position, self._stamps)
+                applied: Applied[R] = await self._database.write(apply, batch, self._stored, self._stamps)
             except (StopFollowing, PositionTaken):
                 raise
             except Exception as error:

@@ -126,6 +126,7 @@ class LogReader:
         self._pulls: deque[list[int]] = deque()  # [request number, messages it may still bring]
         self._pull_no = 0
         self._broken: str | None = None
+        self._nudged = False
         self._heard_s = 0.0
         self._skip_checked_s = 0.0
 
@@ -159,15 +160,24 @@ class LogReader:
                         yield Batch([], self.position, self.epoch or "")
                     continue
                 await self._wait()
-                if not self._buffer and self._broken is None and await self._skip():
+                if self._buffer or self._broken is not None:
+                    continue
+                if await self._skip() or self._nudged:
+                    self._nudged = False
                     yield Batch([], self.position, self.epoch or "")
         finally:
             stop_listening()
             self._drop_consumer()
 
+    def nudge(self) -> None:
+        """Yield a batch soon, an empty one if nothing comes."""
+        self._nudged = True
+        self._wake.set()
+
     # -- taking
 
     def _take(self, max_messages: int) -> Batch:
+        self._nudged = False
         buffer = self._buffer
         if len(buffer) <= max_messages:
             messages = list(buffer)
@@ -183,7 +193,7 @@ class LogReader:
     async def _wait(self) -> None:
         """Return when there is something to take, or the consumer is broken, or it is time to look around."""
         self._wake.clear()
-        if self._buffer or self._broken is not None:
+        if self._buffer or self._broken is not None or self._nudged:
             return
         patience_s = self._heard_s + MISSED_HEARTBEAT_S - time.monotonic()
         if patience_s <= 0:

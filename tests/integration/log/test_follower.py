@@ -2,10 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import orjson
 import pytest
 from sqlalchemy import Connection, select, update
 
@@ -248,6 +249,54 @@ async def test_a_locked_database_means_later_not_never(connect: Connect, tmp_pat
         assert not await database.read(lambda c: c.execute(select(toy.log_tables.dead_letter)).all())
     finally:
         database.close()
+
+
+class SkimmingHandler(toy.ToyHandler):
+    """Leaves rooms that begin with `!quiet` alone."""
+
+    def skim(self, messages: Sequence[LogMessage]) -> list[int] | None:
+        decoded = [orjson.loads(message.data) for message in messages]
+        if not all(entry["room"].startswith("!quiet") for entry in decoded):
+            return None
+        return [entry["n"] for entry in decoded]
+
+
+async def test_what_asks_nothing_of_the_database_is_passed_over(
+    connect: Connect, sqlite_database: Database
+) -> None:
+    room, follower_connection = await connect("roomserver"), await connect("syncapi")
+    headers = {"Arbor-Writer": "roomserver", "Arbor-Partition": "3"}
+
+    async def tell(room_id: str, n: int) -> None:
+        await room.publish(OUT, toy.toy_entry(room_id, n), {**headers, "Arbor-Output-No": str(n)})
+
+    def stored(conn: Connection) -> tuple[int, int]:
+        position = conn.execute(select(toy.log_tables.position.c.position)).scalar_one()
+        return position, conn.execute(select(toy.log_tables.output_no.c.output_no)).scalar_one()
+
+    handler, results = SkimmingHandler(), []
+    follower = make(follower_connection, sqlite_database, handler, on_committed=results.extend)
+    async with following(follower):
+        await tell("!loud:x", 1)  # the writer's first number makes a row
+        assert await follower.wait_for(1, 10)
+        await tell("!quiet:x", 2)
+        await tell("!quiet:x", 3)
+        assert await follower.wait_for(3, 10)
+        assert results == [1, 2, 3]
+        assert handler.calls == [1]
+        assert await sqlite_database.read(stored) == (1, 1)
+
+        await until(lambda: sqlite_database.read_sync(stored) == (3, 3), timeout_s=10)
+        # Told again, as after a lost ack: a number that was skimmed is a number seen.
+        await tell("!loud:x", 3)
+        await tell("!quiet:x", 4)
+        await tell("!loud:x", 5)
+        assert await follower.wait_for(6, 10)
+    assert results == [1, 2, 3, 4, 5]
+    assert await sqlite_database.read(stored) == (6, 5)
+    assert sum(handler.calls) <= 3
+    rows = (await sqlite_database.read(toy.contents))["entries"]
+    assert [row[2] for row in rows if row[1] == "!loud:x"] == [1, 5]
 
 
 async def test_nats_killed_while_following(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from servicekit.database import Database, NestedAcquireError, SchemaTooNewError, create_engine, new_metadata
 from servicekit.database.migrations import migrate
 from servicekit.database.testing import schema_differences
+from servicekit.log.applying import is_transient
 
 _names = itertools.count()
 
@@ -257,13 +259,30 @@ async def test_a_lost_postgresql_connection_is_made_anew(postgres_url: str, serv
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     engine = create_engine(postgres_url)
-    with engine.connect() as connection:
-        assert connection.execute(kill).scalar_one() >= 2
-    engine.dispose()
+
+    def kill_all() -> None:
+        with engine.connect() as connection:
+            assert connection.execute(kill).scalar_one() >= 2
+
+    kill_all()
     assert await database.read(count) == 1, "what reads is read again by itself"
     with pytest.raises(sa.exc.DBAPIError):
         await database.write(insert, 2)
     assert await database.write(insert, 3) == 3
+
+    # The same for statements that go to the driver directly, whose errors SQLAlchemy never sees.
+    def raw(connection: sa.Connection) -> int:
+        driver: Any = connection.connection.dbapi_connection
+        return int(driver.execute("SELECT 7").fetchone()[0])
+
+    assert await database.read(raw) == await database.write(raw) == 7
+    kill_all()
+    engine.dispose()
+    assert await database.read(raw) == 7
+    with pytest.raises(Exception, match=r"terminat|clos|lost") as lost:
+        await database.write(raw)
+    assert is_transient(lost.value)
+    assert await database.write(raw) == 7
     database.close()
 
 

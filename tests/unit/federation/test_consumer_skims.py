@@ -1,0 +1,95 @@
+"""Which messages of OUTPUT the sender's follower passes over without its database."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection
+
+from arbor.log.v1 import output_pb2
+from federation.sender.consumer import Heard, OutputHandler
+from federation.storage import fetching, outgoing
+from federation.storage.tables import metadata
+from servicekit.database import create_engine
+from servicekit.log.reader import LogMessage
+from servicekit.log.subjects import event_position
+
+ROOM = "!r:us.example"
+PEER = "peer.example"
+
+
+@pytest.fixture
+def conn() -> Iterator[Connection]:
+    """An empty database."""
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection, connection.begin():
+        metadata.create_all(connection)
+        yield connection
+    engine.dispose()
+
+
+@pytest.fixture
+def handler() -> OutputHandler:
+    """Ours is us.example."""
+    return OutputHandler(lambda name: name == "us.example", lambda: 1)
+
+
+def told(sequence: int, sender: str = "@a:us.example", **fields: object) -> LogMessage:
+    event = output_pb2.RoomEvent(
+        event_id=f"${sequence}",
+        sender=sender,
+        type="m.room.message",
+        placement=output_pb2.PLACEMENT_TIMELINE,
+        pdu_json=b"{}",
+        **fields,  # type: ignore[arg-type]
+    )
+    message = output_pb2.OutputMessage(room_id=ROOM, entries=[output_pb2.OutputEntry(room_event=event)])
+    return LogMessage(sequence, "room.output.1.x", message.SerializeToString(), None, b"0")
+
+
+def test_a_message_in_a_room_of_ours_alone_is_passed_over(conn: Connection, handler: OutputHandler) -> None:
+    assert handler.skim([told(1)]) is None, "nothing is known of the room yet"
+    handler.apply_batch(conn, [told(1)])
+    assert handler.skim([told(2), told(3)]) == Heard(event_position(3, 0))
+    handler.forget()
+    assert handler.skim([told(2)]) is None
+
+
+def test_whatever_may_concern_another_server_is_applied(conn: Connection, handler: OutputHandler) -> None:
+    handler.apply_batch(conn, [told(1)])
+    change = output_pb2.StateChange(type="m.room.topic", event_id="$x")
+    for message in (
+        told(2, sender="@b:peer.example"),
+        told(2, state_key=""),
+        told(2, participation_began=True),
+        told(2, servers_joined=[PEER]),
+        told(2, state_changes=[change]),
+        LogMessage(2, "room.output.1.x", b"\xff", None, b"0"),
+    ):
+        assert handler.skim([told(2), message]) is None
+    heard = handler.apply_batch(conn, [told(2)])
+    assert heard.events == [], "nobody to tell, nothing to store"
+
+
+def test_events_are_stored_again_once_another_server_is_there(
+    conn: Connection, handler: OutputHandler
+) -> None:
+    handler.apply_batch(conn, [told(1)])
+    # In one batch: the join, and what comes after it.
+    heard = handler.apply_batch(conn, [told(2, servers_joined=[PEER]), told(3)])
+    assert [event.event_id for event in heard.events] == ["$2", "$3"]
+    assert handler.skim([told(4)]) is None
+    assert [event.event_id for event in handler.apply_batch(conn, [told(4)]).events] == ["$4"]
+    pending = outgoing.load_pending(conn, PEER, 0, event_position(9, 0), 10)
+    assert [event.event_id for event in pending] == ["$3", "$4"]
+    handler.apply_batch(conn, [told(5, servers_left=[PEER])])
+    assert handler.skim([told(6)]) is not None
+
+
+def test_nothing_is_passed_over_while_an_event_is_wanted(conn: Connection, handler: OutputHandler) -> None:
+    handler.apply_batch(conn, [told(1)])
+    fetching.store_wanted(conn, "$3", ROOM, ["$gone"], PEER, 1)
+    handler.apply_batch(conn, [told(2)])
+    assert handler.skim([told(3)]) is None
+    handler.apply_batch(conn, [told(3)])
+    assert not fetching.is_anything_wanted(conn)
+    assert handler.skim([told(4)]) is not None
