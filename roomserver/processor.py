@@ -48,6 +48,7 @@ log = get_logger("roomserver")
 MAX_BATCH = 300
 PIPELINE = 4
 IDLE_S = 0.5
+COLLECT_EVERY_S = 3600.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
 MAX_POSITIONS = 100_000
@@ -155,6 +156,7 @@ class Processor:
                 group.create_task(self._finish_sent())
                 group.create_task(self._keep_leases())
                 group.create_task(self._store_when_idle())
+                group.create_task(self._collect_now_and_then())
                 group.create_task(self._read())
         finally:
             self._fail_waiting()
@@ -217,11 +219,11 @@ class Processor:
         await self._sent.put(_Sent(outcome, published))
         return applied, failed
 
-    async def collect_garbage(self, dry_run: bool) -> dict[str, int]:
+    async def collect_garbage(self, dry_run: bool, *, deep: bool = True) -> dict[str, int]:
         """Collect what nothing refers to; the memory forgets snapshots that may be gone."""
 
         def collect(conn: Connection) -> dict[str, int]:
-            return garbage.collect(conn, self._now_ms(), dry_run=dry_run)
+            return garbage.collect(conn, self._now_ms(), dry_run=dry_run, deep=deep)
 
         if dry_run:
             return await self._database.read(collect)
@@ -229,7 +231,8 @@ class Processor:
             try:
                 return await self._database.write(collect)
             finally:
-                self._judge.failed()
+                if deep:
+                    self._judge.failed()
 
     async def settle(self, timeout_s: float = 3.0) -> None:
         """Before the stop: relay and answer what is committed, as far as time allows."""
@@ -453,6 +456,22 @@ class Processor:
                 await self._commit(Work([], 0, ""))
             except OwnershipLost:
                 self._changed.set()
+
+    async def _collect_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_EVERY_S)
+            if 0 not in self._held:
+                continue  # one process does it for all
+            try:
+                collected = await self.collect_garbage(dry_run=False, deep=False)
+                for table, rows in (await self._database.read(garbage.count_rows)).items():
+                    metrics.table_rows.labels(table).set(rows)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("collection_waits", error=str(error))
+            else:
+                log.info("garbage_collected", rows=sum(collected.values()))
 
     async def _keep_leases(self) -> None:
         interval_s = self._leases.lease_ms / 3000

@@ -229,6 +229,10 @@ def _judge_event(
         if refusal is not None:
             return refusal
     refusal = auth.check_at_state(event, state)
+    if refusal is None and before != work.row.snapshot_id:
+        # On a fork: what the room has decided since binds our own users at once.
+        keys = state_types_for(event)
+        refusal = auth.check_at_state(event, snapshots.events_at(batch, work, work.row.snapshot_id, keys))
     if refusal is not None:
         return refusal
     row = apply.make_row(batch, work, event, status=ACCEPTED, before=before, after=0, auth=found.nids)

@@ -5,8 +5,6 @@ chains of
 bases go from their ends, in a few rounds.
 """
 
-from collections.abc import Callable
-
 from sqlalchemy import Connection
 
 from roomserver.storage.sql import Sql
@@ -67,18 +65,17 @@ TABLES = (
 )
 
 
-def collect(
-    conn: Connection,
-    now_ms: int,
-    *,
-    dry_run: bool,
-    note: Callable[[str, int], None] = lambda table, rows: None,
-) -> dict[str, int]:
-    """Delete, or only count, what is not needed; returns rows by table."""
+def collect(conn: Connection, now_ms: int, *, dry_run: bool, deep: bool = True) -> dict[str, int]:
+    """Delete, or only count, what is not needed; returns rows by table.
+
+    Without `deep` only what has an age; what takes a look at every event is left alone.
+    """
     collected: dict[str, int] = {}
     for table, rule in _RULES.items():
         collected[table] = _apply(conn, table, rule, dry_run, now_ms - _AGES[table])
     collected["outbox"] = _apply(conn, "outbox", _OUTBOX, dry_run)
+    if not deep:
+        return collected
     for table, rule in _ORPHANS.items():
         collected[table] = _apply(conn, table, rule, dry_run)
     collected["resolved_snapshot"] = _apply(conn, "resolved_snapshot", _UNUSED_RESOLVED, dry_run)
@@ -89,8 +86,6 @@ def collect(
         collected["snapshot"] += rows
         if dry_run or not rows:
             break
-    for table, rows in collected.items():
-        note(table, rows)
     return collected
 
 

@@ -155,3 +155,15 @@ def test_forged_events_are_refused(bench: JudgeBench, how: str) -> None:
         foreign = room.send("@bob:b.example", "m.room.message", {"body": "x"}, prev=room.heads)
         request = local(room.room_id or "", [foreign])
     assert bench.submit(request)[0].rejection.rule == "format"
+
+
+def test_a_fork_does_not_undo_what_was_decided(bench: JudgeBench) -> None:
+    room = created(bench)
+    room_id = room.room_id or ""
+    join = room.member(CAROL, "join")
+    bench.submit(local(room_id, [join]))
+    ban = room.member(CAROL, "ban", by=ALICE)
+    late = room.send(CAROL, "m.room.message", {"body": "late"}, prev=[join.event_id])
+    verdicts = bench.submit(local(room_id, [ban]), local(room_id, [late], may_fork=True))
+    assert verdicts[1].code == VerdictCode.VERDICT_CODE_REJECTED
+    assert verdicts[1].rejection.errcode == "M_FORBIDDEN"
