@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ WELL_KNOWN_REDIRECTS = 5
 SRV_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 400
 MAX_CONNECTIONS_PER_HOST = 16
+PIECES_FROM_BYTES = 512 * 1024
 USER_AGENT = "Arbor"
 
 
@@ -150,7 +152,8 @@ class Transport:
                     method,
                     url,
                     headers={**(headers or {}), "Host": target.host_header},
-                    data=body,
+                    # A large body goes out piece by piece.
+                    data=BytesIO(body) if body is not None and len(body) > PIECES_FROM_BYTES else body,
                     allow_redirects=False,
                     server_hostname=target.tls_name,
                 ) as response:

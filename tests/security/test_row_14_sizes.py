@@ -1,0 +1,102 @@
+"""Row 14: what we send is never larger than others take, whatever our users put into a room."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from federation.sender.consumer import Heard
+from federation.storage import outgoing
+from federation.storage.outgoing import OutgoingEvent
+from matrixlib.events import MAX_EVENT_BYTES
+from matrixlib.signing import sign_event
+from servicekit.errors import MatrixError
+from tests.support.evil_peer import Asked, EvilPeer
+from tests.support.federation import until
+from tests.support.federation_alone import FederationAlone
+from tests.support.rooms import Room
+from tests.support.tls_ca import TestCa
+
+
+async def test_an_invite_to_a_room_with_giant_state(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        owner = us.user("owner")
+        room = Room("10", creator=owner)
+        giant = "x" * 60_000
+        for kind, field in (("m.room.name", "name"), ("m.room.topic", "topic"), ("m.room.avatar", "url")):
+            room.send(owner, kind, {field: giant}, state_key="")
+        state = [room.events[event_id] for event_id in room.state_before(room.heads).values()]
+        invite = room.member(f"@eve:{peer.server_name}", "invite", by=owner)
+
+        def sign(request: Asked) -> Any:
+            event = request.content["event"]
+            return {"event": sign_event(event, room.version, peer.server_name, peer.key)}
+
+        peer.answer("invite", sign)
+        signed = await us.parts.memberships.invite(invite, state)
+        (request,) = peer.asked("invite")
+        assert len(orjson.dumps(request.content["event"])) <= MAX_EVENT_BYTES
+        assert "unsigned" not in request.content["event"]
+        assert set(signed.pdu["signatures"]) == {us.server_name, peer.server_name}
+        assert len(signed.pdu_json) <= MAX_EVENT_BYTES
+
+
+async def test_only_the_signature_is_taken_from_the_other_servers_answer(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        owner = us.user("owner")
+        room = Room("10", creator=owner)
+        invite = room.member(f"@eve:{peer.server_name}", "invite", by=owner)
+        smuggled = {"m.evil": {"ed25519:x": "y" * 6_000}}
+
+        def sign(request: Asked) -> Any:
+            event = sign_event(request.content["event"], room.version, peer.server_name, peer.key)
+            return {
+                "event": {**event, "unsigned": smuggled, "signatures": {**event["signatures"], **smuggled}}
+            }
+
+        peer.answer("invite", sign)
+        signed = await us.parts.memberships.invite(invite, [])
+        assert set(signed.pdu["signatures"]) == {us.server_name, peer.server_name}
+        for answer in ({}, {"event": {}}, {"event": invite.pdu}, {"event": room.create.pdu}):
+            peer.answer("invite", lambda _, answer=answer: answer)  # type: ignore[misc]
+            with pytest.raises(MatrixError):
+                await us.parts.memberships.invite(invite, [])
+
+
+async def test_transactions_stay_within_their_limits(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        await us.database.write(outgoing.note_joined, "!r:x", peer.server_name, 1)
+        peer.answer("send", lambda _: {"pdus": {}})
+        us.parts.sender.start_at(1)
+        events = [
+            OutgoingEvent(position, "!r:x", f"${position}", orjson.dumps({"n": position, "b": "x" * 64_000}))
+            for position in range(10, 130)
+        ]
+        edus = [orjson.dumps({"edu_type": "m.direct_to_device", "content": {"n": n}}) for n in range(250)]
+        async with us.running(us.parts.sender.run):
+            us.parts.sender.hear(Heard(through=2))
+
+            async def started() -> bool:
+                return us.parts.sender.position == 2
+
+            await until(started, "the sender has started with nothing left over")
+            for number, edu in enumerate(edus):
+                await us.database.write(outgoing.store_edu, peer.server_name, f"s{number}", edu, 1)
+            await us.database.write(outgoing.store_events, events, 1)
+            us.parts.sender.hear(Heard(through=129, events=events, edu_servers={peer.server_name}))
+
+            async def done() -> bool:
+                sent = peer.asked("send")
+                return (
+                    sum(len(request.content["pdus"]) for request in sent) == 120
+                    and sum(len(request.content["edus"]) for request in sent) == 250
+                )
+
+            await until(done, "everything is sent")
+        for request in peer.asked("send"):
+            assert len(request.content["pdus"]) <= 50
+            assert len(request.content["edus"]) <= 100
