@@ -3,21 +3,24 @@
 A service has `storage/migrations/versions/*.py` and a `MetaData`; nothing else. `migrate` runs at start, in
 one transaction under a lock, so that of two processes that start together one migrates and the other finds it
 done. New revision: `python -m servicekit.database.new_revision roomserver "add receipts"`.
+
+Alembic is imported only when there is something to migrate: it is a fifth of a service's start, and a service
+that was killed should be back soon.
 """
 
 import importlib.util
 import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.engine import make_url
 
 from servicekit.database.engine import create_engine
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 ENVIRONMENT = Path(__file__).parent / "alembic_env"
 # Any number, the same everywhere: key of the advisory lock that keeps two migrations apart.
@@ -38,8 +41,10 @@ def versions_directory(migrations_package: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "versions"
 
 
-def alembic_config(migrations_package: str, metadata: MetaData, connection: Connection) -> AlembicConfig:
+def alembic_config(migrations_package: str, metadata: MetaData, connection: Connection) -> "AlembicConfig":
     """Return Alembic's own configuration for a service and an open connection."""
+    from alembic.config import Config as AlembicConfig
+
     config = AlembicConfig()
     config.set_main_option("script_location", str(ENVIRONMENT).replace("%", "%%"))
     config.set_main_option(
@@ -62,20 +67,35 @@ def migrate(url: str, metadata: MetaData, migrations_package: str) -> None:
     try:
         with _one_at_a_time, engine.connect() as connection, connection.begin():
             _lock(connection, url)
-            config = alembic_config(migrations_package, metadata, connection)
-            script = ScriptDirectory.from_config(config)
-            current = MigrationContext.configure(connection).get_current_revision()
-            known = {revision.revision for revision in script.walk_revisions()}
+            current = _current_revision(connection)
+            known = _known_revisions(migrations_package)
             if current is not None and current not in known:
                 raise SchemaTooNewError(
                     f"the database {make_url(url).render_as_string()} has schema revision {current}, which"
-                    f" this version does not know (its last is {script.get_current_head()});"
+                    f" this version does not know (its last is {known[-1]});"
                     " install the version that made it"
                 )
-            if current != script.get_current_head():
-                command.upgrade(config, "head")
+            if current != known[-1]:
+                from alembic import command
+
+                command.upgrade(alembic_config(migrations_package, metadata, connection), "head")
     finally:
         engine.dispose()
+
+
+def _current_revision(connection: Connection) -> str | None:
+    """Return the revision that the database is at; None: it has no tables yet."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return revision
+
+
+def _known_revisions(migrations_package: str) -> list[str]:
+    """Return the revisions of a service, oldest first: `new_revision` numbers them `0001`, `0002`, …"""
+    return sorted(
+        path.name.partition("_")[0] for path in versions_directory(migrations_package).glob("[0-9]*_*.py")
+    )
 
 
 def _lock(connection: Connection, url: str) -> None:
