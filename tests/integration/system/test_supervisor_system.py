@@ -61,7 +61,8 @@ async def keep_sending(client: MatrixClient, room_id: str, sent: list[str]) -> N
         except (aiohttp.ClientError, ConnectionError):
             return
         except ClientError as error:
-            assert error.status == 503, error
+            if error.status != 503:
+                raise
             return
 
 
@@ -126,8 +127,8 @@ async def test_it_drains_and_comes_back_and_leaves_its_neighbour_alone(
     assert set(sent) <= {event["event_id"] for event in await alice.all_messages(room_id)}
     await follower.catch_up(await alice.send(room_id, "back once more"))
     assert not follower.repeated()
-    assert "signal" not in one.output_tail(2000).lower() or "SIGTERM" in one.output_tail(2000)
-    assert "status=-11" not in one.output_tail(2000)
+    # Nothing died of itself on the way (-11: a crash in a library).
+    assert "child_died" not in one.output_tail(2000)
 
 
 async def idle_poll(client: MatrixClient) -> None:
