@@ -17,49 +17,48 @@ def _for_postgresql(sql: str) -> str:
     return sql.replace("%", "%%").replace("?", "%s")
 
 
-def _adapted(connection: Connection, sql: str) -> str:
-    return sql if connection.dialect.name == "sqlite" else _for_postgresql(sql)
+def _driver(connection: Connection) -> Any:
+    # Not through the pool's proxies. Of the driver's own errors `servicekit.database` and `servicekit.log` know
+    # which mean a lost connection, and which that a batch has to wait.
+    return connection.connection.dbapi_connection
 
 
 def rows(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Run a query and return its rows as tuples."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(_adapted(connection, sql), tuple(parameters))
-        return list(cursor.fetchall())
-    finally:
-        cursor.close()
+    if connection.dialect.name != "sqlite":
+        sql = _for_postgresql(sql)
+    found: list[tuple[Any, ...]] = _driver(connection).execute(sql, tuple(parameters)).fetchall()
+    return found
 
 
 def row(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
     """Run a query and return its first row, or None."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(_adapted(connection, sql), tuple(parameters))
-        return cursor.fetchone()
-    finally:
-        cursor.close()
+    if connection.dialect.name != "sqlite":
+        sql = _for_postgresql(sql)
+    cursor = _driver(connection).execute(sql, tuple(parameters))
+    found: tuple[Any, ...] | None = cursor.fetchone()
+    cursor.close()
+    return found
 
 
 def run(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> int:
     """Run a statement and return how many rows it changed."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(_adapted(connection, sql), tuple(parameters))
-        return int(cursor.rowcount)
-    finally:
-        cursor.close()
+    if connection.dialect.name != "sqlite":
+        sql = _for_postgresql(sql)
+    return int(_driver(connection).execute(sql, tuple(parameters)).rowcount)
 
 
 def run_many(connection: Connection, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
     """Run a statement once for each tuple of parameters."""
     if not parameters:
         return
-    cursor = connection.connection.cursor()
-    try:
-        cursor.executemany(_adapted(connection, sql), parameters)
-    finally:
-        cursor.close()
+    if len(parameters) == 1:
+        run(connection, sql, parameters[0])
+    elif connection.dialect.name == "sqlite":
+        _driver(connection).executemany(sql, parameters)
+    else:
+        with _driver(connection).cursor() as cursor:
+            cursor.executemany(_for_postgresql(sql), parameters)
 
 
 def placeholders(count: int) -> str:
