@@ -84,7 +84,7 @@ class RoomWork:
         self.version = base.version
         self.room_id = base.row.room_id
         self.is_new = is_new
-        self.row = copy.copy(base.row)
+        self.row = base.row.copy()
         self.heads = dict(base.heads)
         # Changed entries of current state; None: removed.
         self.state: dict[StateKey, Entry | None] = {}
@@ -107,7 +107,7 @@ class RoomWork:
     def mark(self) -> "RoomWork":
         """Return a copy to go back to."""
         made = copy.copy(self)
-        made.row = copy.copy(self.row)
+        made.row = self.row.copy()
         made.heads = dict(self.heads)
         made.state = dict(self.state)
         made.current = dict(self.current)

@@ -60,6 +60,25 @@ class RoomRow:
     quarantined_ms: int
     last_output_no: int
 
+    def copy(self) -> "RoomRow":
+        """Return a copy; `copy.copy` takes ten times as long, once for each room of each batch."""
+        return RoomRow(
+            self.nid,
+            self.room_id,
+            self.version,
+            self.partition,
+            self.heads,
+            self.snapshot_id,
+            self.joined,
+            self.invited,
+            self.local_joined,
+            self.state_entries,
+            self.participation,
+            self.participating,
+            self.quarantined_ms,
+            self.last_output_no,
+        )
+
 
 def _row(row: tuple[object, ...]) -> RoomRow:
     made = RoomRow(*row)  # type: ignore[arg-type]
