@@ -37,6 +37,8 @@ class DestinationQueue:
     """There may be durable EDUs in the database."""
     in_flight: Any = None
     """The transaction that is being sent, the same until the destination has it."""
+    max_pdus: int = MAX_PDUS
+    """Events in a transaction; fewer for a server that finds that too large."""
     known_through: int = 0
     """Events up to here were in memory once, or are found in the database."""
 
@@ -72,6 +74,11 @@ class DestinationQueue:
         if len(self.events) > MAX_PDUS:
             self.fall_behind()
 
+    def too_large(self, pdus: int) -> None:
+        """The destination does not take a transaction of so many events: smaller ones from now on."""
+        self.max_pdus = max(pdus // 2, 1)
+        self.in_flight = None
+
     @property
     def is_empty(self) -> bool:
         """Nothing is to be sent."""
@@ -80,7 +87,7 @@ class DestinationQueue:
 
     def next_events(self) -> list[OutgoingEvent]:
         """The events of the next transaction; they stay in the queue until `sent`."""
-        return [self.events[index] for index in range(min(len(self.events), MAX_PDUS))]
+        return [self.events[index] for index in range(min(len(self.events), self.max_pdus))]
 
     def next_ephemeral(self, room: int) -> dict[tuple[str, ...], dict[str, Any]]:
         """Up to `room` EDUs of the moment; they stay in the queue until `sent`."""

@@ -365,12 +365,12 @@ class Sender:
             if through == self.position:
                 # Nothing was given out meanwhile: from here on memory has everything.
                 queue.caught_up(pending, through)
-                return pending, pending[-1].position if pending else 0
-            return pending, pending[-1].position if pending else after
+            chunk = pending[: queue.max_pdus]
+            return chunk, chunk[-1].position if chunk else 0
         newest = await self._database.read(storage.load_newest_by_room, name, after, through, CATCH_UP_ROOMS)
         log.info("catching_up", server=name, rooms=len(newest))
         # In chunks; the position moves only as far as everything older of these rooms may be left out.
-        chunk = newest[:MAX_PDUS]
+        chunk = newest[: queue.max_pdus]
         return chunk, chunk[-1].position
 
     async def _send(self, queue: DestinationQueue, transaction: _Transaction) -> None:
@@ -397,6 +397,10 @@ class Sender:
                 ignore_backoff=True,
             )
         except RemoteError as error:
+            if isinstance(error, RemoteRefused) and error.http_status == 413 and len(transaction.pdus) > 1:
+                log.info("transaction_too_large", server=name, pdus=len(transaction.pdus))
+                queue.too_large(len(transaction.pdus))
+                return
             self._failed(queue, error)
             return
         queue.in_flight = None

@@ -12,7 +12,7 @@ from federation.storage.outgoing import OutgoingEvent
 from matrixlib.events import MAX_EVENT_BYTES
 from matrixlib.signing import sign_event
 from servicekit.errors import MatrixError
-from tests.support.evil_peer import Asked, EvilPeer
+from tests.support.evil_peer import Answer, Asked, EvilPeer
 from tests.support.federation import until
 from tests.support.federation_alone import FederationAlone
 from tests.support.rooms import Room
@@ -100,3 +100,31 @@ async def test_transactions_stay_within_their_limits(tmp_path: Path) -> None:
         for request in peer.asked("send"):
             assert len(request.content["pdus"]) <= 50
             assert len(request.content["edus"]) <= 100
+
+
+async def test_a_server_that_takes_less_is_sent_less(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path / "ca")
+    async with EvilPeer(ca) as peer, FederationAlone(tmp_path, ca) as us:
+        await us.database.write(outgoing.note_joined, "!r:x", peer.server_name, 1)
+        taken: list[int] = []
+
+        def take(request: Asked) -> Any:
+            numbers = [pdu["n"] for pdu in request.content["pdus"]]
+            if len(numbers) > 8:
+                return Answer(413, b'{"errcode":"M_TOO_LARGE"}')
+            taken.extend(numbers)
+            return {"pdus": {}}
+
+        peer.answer("send", take)
+        events = [
+            OutgoingEvent(position, "!r:x", f"${position}", orjson.dumps({"n": position}))
+            for position in range(10, 40)
+        ]
+        await us.database.write(outgoing.store_events, events, 1)
+        us.parts.sender.start_at(39)
+        async with us.running(us.parts.sender.run):
+
+            async def done() -> bool:
+                return taken == list(range(10, 40))
+
+            await until(done, "everything is sent, in order")

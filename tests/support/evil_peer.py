@@ -105,7 +105,7 @@ class EvilPeer:
         return sign_json(value, self.server_name, self.key)
 
     async def _serve(self, base: web.BaseRequest) -> web.StreamResponse:
-        body = await base.read()
+        body = await base.content.read()  # of any size
         request = Asked(
             base.method,
             base.raw_path.partition("?")[0],
