@@ -12,9 +12,9 @@ from tests.support.sync_world import ALICE, BOB, CAROL, SyncWorld
 
 
 @pytest.fixture(params=["window", "database"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SyncWorld]:
-    """A world whose incremental answers come from memory, or from the database."""
-    made = SyncWorld(f"sqlite:///{tmp_path / 'sync.db'}", use_window=request.param == "window")
+def world(request: pytest.FixtureRequest, database_url: str) -> Iterator[SyncWorld]:
+    """A world whose incremental answers come from memory, or from the database, of either kind."""
+    made = SyncWorld(database_url, use_window=request.param == "window")
     yield made
     made.close()
 

@@ -1,7 +1,6 @@
 """Unread counts of users who have edited their push rules."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,8 +12,8 @@ from tests.support.sync_world import ALICE, BOB, CAROL, Room, SyncWorld
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[SyncWorld]:
-    made = SyncWorld(f"sqlite:///{tmp_path / 'sync.db'}")
+def world(database_url: str) -> Iterator[SyncWorld]:
+    made = SyncWorld(database_url)
     yield made
     made.close()
 

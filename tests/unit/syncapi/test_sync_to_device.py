@@ -1,7 +1,6 @@
 """To-device messages: delivered until the client's next token says that they were received, and not again."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from tests.support.sync_world import ALICE, BOB, SyncWorld
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[SyncWorld]:
-    made = SyncWorld(f"sqlite:///{tmp_path / 'sync.db'}")
+def world(database_url: str) -> Iterator[SyncWorld]:
+    made = SyncWorld(database_url)
     yield made
     made.close()
 
