@@ -5,9 +5,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 from arbor.accounts.v1 import accounts_pb2_grpc
+from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.logins import PasswordLogins
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.registration import Registration
+from clientapi.accounts.registration_tokens import RegistrationTokens
 from clientapi.accounts.revocations import follow_revocations
 from clientapi.accounts.sessions import Sessions
 from clientapi.accounts.tell import Teller
@@ -15,6 +17,8 @@ from clientapi.accounts.uia import UserInteractiveAuth
 from clientapi.clock import Clock, system_clock
 from clientapi.http.account import AccountEndpoints
 from clientapi.http.account_data import AccountDataEndpoints, AccountDataStore
+from clientapi.http.admin_tokens import AdminTokenEndpoints
+from clientapi.http.admin_users import AdminUserEndpoints
 from clientapi.http.devices import DeviceEndpoints
 from clientapi.http.directory import DirectoryEndpoints
 from clientapi.http.edge import Edge
@@ -22,6 +26,7 @@ from clientapi.http.ephemeral import EphemeralEndpoints
 from clientapi.http.filters import FilterEndpoints
 from clientapi.http.login import LoginEndpoints
 from clientapi.http.membership import MembershipEndpoints
+from clientapi.http.moderation import ModerationEndpoints
 from clientapi.http.profile import ProfileEndpoints
 from clientapi.http.push_rules import PushRuleEndpoints
 from clientapi.http.register import RegisterEndpoints
@@ -77,16 +82,19 @@ class ClientApi:
         builder = EventBuilder(load_signing_keys(config), clock)
         sender = RoomSender(writer, queries, builder, clock, self._spawn)
         self._rooms = rooms = Rooms(config, db, teller, sender, clock)
-        self._servicer = AccountsServicer(config, db, sessions, registration, clock)
+        registration_tokens = RegistrationTokens(db, clock)
+        changes = AccountChanges(sessions, teller, clock)
+        self._servicer = AccountsServicer(config, db, sessions, registration, registration_tokens, clock)
         self._endpoints = (
             LoginEndpoints(edge, logins),
             RegisterEndpoints(edge, registration, uia),
-            AccountEndpoints(
-                edge, db, teller, logins, registration, passwords, uia, rooms.profile_updates, clock
-            ),
+            AccountEndpoints(edge, db, changes, logins, registration, passwords, uia, rooms.profile_updates),
+            AdminTokenEndpoints(edge, registration, registration_tokens),
+            AdminUserEndpoints(edge, db, changes, registration, passwords, rooms.profile_updates),
+            ModerationEndpoints(edge, db, changes),
             DeviceEndpoints(edge, db, teller, logins, uia),
             ServerInfoEndpoints(edge),
-            ProfileEndpoints(edge, db, teller, rooms.profile_updates, clock),
+            ProfileEndpoints(edge, db, changes, rooms.profile_updates),
             FilterEndpoints(edge, db),
             AccountDataEndpoints(edge, account_data),
             PushRuleEndpoints(edge, account_data, clock),

@@ -12,7 +12,7 @@ from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.sessions import NewSession, PreparedLogin, Sessions
 from clientapi.accounts.uia import StageDone, UiaDone
 from clientapi.clock import Clock
-from clientapi.storage import tokens, users
+from clientapi.storage import registration_tokens, tokens, users
 from matrixlib.identifiers import MAX_ID_BYTES, is_valid_new_user_localpart
 from servicekit.config import Config
 from servicekit.database import Database
@@ -89,7 +89,7 @@ class Registration:
 
     async def is_token_valid(self, token: str) -> bool:
         """Say whether an account may be made with a registration token."""
-        return await self._db.read(tokens.is_registration_token_valid, token, self._clock())
+        return await self._db.read(registration_tokens.is_registration_token_valid, token, self._clock())
 
     async def register(
         self,
@@ -130,7 +130,7 @@ class Registration:
         if uia is not None:
             if not tokens.delete_uia_session(conn, uia.session_id):
                 raise MatrixError("M_UNAUTHORIZED", 401, "The session is over")
-            if uia.registration_token is not None and not tokens.use_registration_token(
+            if uia.registration_token is not None and not registration_tokens.use_registration_token(
                 conn, uia.registration_token, now
             ):
                 raise MatrixError("M_UNAUTHORIZED", 401, "The registration token is used up")

@@ -90,8 +90,8 @@ class Sessions:
             return None
         return session
 
-    async def resolve(self, access_token: str | None) -> Session:
-        """Return the session of a token.
+    async def resolve(self, access_token: str | None, *, allow_locked: bool = False) -> Session:
+        """Return the session of a token; of a locked account only where `allow_locked` says so.
 
         Raises:
             MatrixError: M_MISSING_TOKEN, M_UNKNOWN_TOKEN (with `soft_logout` where the token only expired),
@@ -102,16 +102,16 @@ class Sessions:
         session = self.known(access_token)
         if session is not None:
             return session
-        return await self._look_up(hash_token(access_token))
+        return await self._look_up(hash_token(access_token), allow_locked)
 
-    async def _look_up(self, token_hash: bytes) -> Session:
+    async def _look_up(self, token_hash: bytes, allow_locked: bool) -> Session:
         forgotten = self._forgotten
         row = await self._db.read(tokens.load_access_token, token_hash)
         if row is None or row.deactivated:
             raise unknown_token()
         if row.expires_ms is not None and row.expires_ms <= self._clock():
             raise unknown_token(soft_logout=True)
-        if row.locked:
+        if row.locked and not allow_locked:
             raise MatrixError("M_USER_LOCKED", 401, "This account is locked", extra={"soft_logout": True})
         if row.family is not None and not row.used:
             await self._db.write(self._note_used, token_hash, row)
@@ -127,7 +127,7 @@ class Sessions:
             expires_ms=row.expires_ms,
             token_hash=token_hash,
         )
-        if forgotten == self._forgotten:
+        if forgotten == self._forgotten and not row.locked:
             self._remember(session)
         return session
 

@@ -3,18 +3,16 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
 
+from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.logins import PasswordLogins
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.registration import Registration
 from clientapi.accounts.sessions import Session
-from clientapi.accounts.tell import Teller, account_changed
 from clientapi.accounts.uia import UserInteractiveAuth
-from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, answer_challenges, convert
 from clientapi.rooms.profile_updates import ProfileUpdates
-from clientapi.storage import settings, tokens, users
+from clientapi.storage import tokens
 from servicekit.database import Database
 from servicekit.http import Request, Response, Router, json_response
 
@@ -41,23 +39,21 @@ class AccountEndpoints:
         self,
         edge: Edge,
         db: Database,
-        teller: Teller,
+        changes: AccountChanges,
         logins: PasswordLogins,
         registration: Registration,
         passwords: Passwords,
         uia: UserInteractiveAuth,
         profile_updates: ProfileUpdates,
-        clock: Clock,
     ) -> None:
         self._edge = edge
         self._db = db
-        self._teller = teller
+        self._changes = changes
         self._logins = logins
         self._registration = registration
         self._passwords = passwords
         self._uia = uia
         self._profile_updates = profile_updates
-        self._clock = clock
 
     def add_routes(self, router: Router) -> None:
         """Add the routes."""
@@ -81,23 +77,22 @@ class AccountEndpoints:
 
     async def change_password(self, request: Request) -> Response:
         """Set a new password, and log out the other devices unless asked not to."""
-        session = await self._edge.authenticate_writer(request)
+        session = await self._edge.authenticate_no_guest(request)
         raw = await request.json()
         body = convert(raw, PasswordBody)
         if body.new_password is not None:
             self._registration.check_new_password(body.new_password)
         await self._prove(raw, session, "change password")
         password_hash = await self._passwords.hash(self._registration.check_new_password(body.new_password))
-        await self._db.write(self._store_password, session, password_hash, body.logout_devices)
+        await self._db.write(
+            self._changes.set_password,
+            session.user_id,
+            password_hash,
+            body.logout_devices,
+            session.device_id,
+        )
         self._edge.sessions.forget_user(session.user_id)
         return EMPTY
-
-    def _store_password(
-        self, conn: Connection, session: Session, password_hash: str, logout_devices: bool
-    ) -> None:
-        users.store_password(conn, session.user_id, password_hash)
-        if logout_devices:
-            self._edge.sessions.end_devices(conn, session.user_id, None, session.device_id)
 
     async def deactivate(self, request: Request) -> Response:
         """End the account for good: sessions, password, profile; it leaves its rooms."""
@@ -105,17 +100,10 @@ class AccountEndpoints:
         raw = await request.json(allow_empty=True)
         convert(raw, DeactivateBody)
         await self._prove(raw, session, "deactivate")
-        await self._db.write(self._store_deactivated, session.user_id)
+        await self._db.write(self._changes.deactivate, session.user_id)
         self._edge.sessions.forget_user(session.user_id)
         self._profile_updates.wake()
         return json_response({"id_server_unbind_result": "success"})
-
-    def _store_deactivated(self, conn: Connection, user_id: str) -> None:
-        self._edge.sessions.end_devices(conn, user_id, None)
-        users.store_deactivated(conn, user_id)
-        settings.delete_device_pushers(conn, user_id, None)
-        users.store_profile_update(conn, user_id, self._clock(), leave_rooms=True)
-        self._teller.tell_user(conn, "user.device", user_id, [account_changed(access=True, profile=True)])
 
     async def _prove(self, raw: dict[str, Any], session: Session, operation: str) -> None:
         stages = {"m.login.password": self._logins.stage_for(session.user_id)}

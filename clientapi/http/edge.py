@@ -52,15 +52,39 @@ class Edge:
         self.sessions.note_seen(session, request.remote)
         return session
 
+    async def authenticate_leaving(self, request: Request) -> Session:
+        """Return who logs out, which a locked account may do. Raises as `authenticate`, but M_USER_LOCKED."""
+        return await self.sessions.resolve(request.require_access_token(), allow_locked=True)
+
+    async def authenticate_no_guest(self, request: Request) -> Session:
+        """Return who asks for something that guests may not do.
+
+        Raises:
+            MatrixError: as `authenticate`; M_GUEST_ACCESS_FORBIDDEN.
+        """
+        session = await self.authenticate(request)
+        if session.guest:
+            raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this")
+        return session
+
+    async def authenticate_admin(self, request: Request) -> Session:
+        """Return which administrator asks. To be called before anything is looked up.
+
+        Raises:
+            MatrixError: as `authenticate`; M_FORBIDDEN.
+        """
+        session = await self.authenticate(request)
+        if not session.admin:
+            raise forbidden("You are not a server administrator")
+        return session
+
     async def authenticate_writer(self, request: Request) -> Session:
         """Return who asks for something that guests and suspended accounts may not do.
 
         Raises:
             MatrixError: as `authenticate`; M_GUEST_ACCESS_FORBIDDEN, M_USER_SUSPENDED.
         """
-        session = await self.authenticate(request)
-        if session.guest:
-            raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this")
+        session = await self.authenticate_no_guest(request)
         if session.suspended:
             raise MatrixError("M_USER_SUSPENDED", 403, "This account is suspended")
         return session

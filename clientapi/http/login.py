@@ -82,13 +82,13 @@ class LoginEndpoints:
 
     async def log_out(self, request: Request) -> Response:
         """End this session and its device."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_leaving(request)
         await self._edge.sessions.log_out(session)
         return EMPTY
 
     async def log_out_everywhere(self, request: Request) -> Response:
         """End all sessions and devices of the user."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_leaving(request)
         await self._edge.sessions.delete_devices(session.user_id, None)
         return EMPTY
 

@@ -3,10 +3,8 @@
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection
 
-from clientapi.accounts.tell import Teller, account_changed
-from clientapi.clock import Clock
+from clientapi.accounts.changes import IN_MEMBER_EVENTS, AccountChanges
 from clientapi.http.edge import EMPTY, Edge, check_user_id
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.storage import users
@@ -16,24 +14,19 @@ from servicekit.database import Database
 from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from servicekit.http import Request, Response, Router, json_response
 
-IN_MEMBER_EVENTS = ("displayname", "avatar_url")
 MAX_DISPLAY_NAME_CHARS = 256
 MAX_AVATAR_URL_CHARS = 1000
-MAX_PROFILE_BYTES = 65_536
 MAX_KEY_BYTES = 255
 
 
 class ProfileEndpoints:
     """`/profile/{userId}`, `/profile/{userId}/{keyName}`."""
 
-    def __init__(
-        self, edge: Edge, db: Database, teller: Teller, updates: ProfileUpdates, clock: Clock
-    ) -> None:
+    def __init__(self, edge: Edge, db: Database, changes: AccountChanges, updates: ProfileUpdates) -> None:
         self._edge = edge
         self._db = db
-        self._teller = teller
+        self._changes = changes
         self._updates = updates
-        self._clock = clock
 
     def add_routes(self, router: Router) -> None:
         """Add the routes."""
@@ -76,22 +69,22 @@ class ProfileEndpoints:
         if name not in body:
             raise missing_param(f"Missing {name}")
         value = body[name]
-        _check_value(name, value)
+        check_profile_value(name, value)
         if name in IN_MEMBER_EVENTS and value in (None, ""):
-            await self._db.write(self._delete, user_id, name)
+            await self._db.write(self._changes.set_profile_field, user_id, name, None)
         else:
             try:
                 value_json = encode_strict(value)
             except CanonicalJsonError as error:
                 raise bad_json(str(error)) from None
-            await self._db.write(self._store, user_id, name, value_json)
+            await self._db.write(self._changes.set_profile_field, user_id, name, value_json)
         self._updates.wake()
         return EMPTY
 
     async def delete_field(self, request: Request) -> Response:
         """Remove a field of one's profile."""
         user_id, name = await self._own_field(request)
-        await self._db.write(self._delete, user_id, name)
+        await self._db.write(self._changes.set_profile_field, user_id, name, None)
         self._updates.wake()
         return EMPTY
 
@@ -107,27 +100,9 @@ class ProfileEndpoints:
             raise invalid_param("Not a name for a field of a profile")
         return user_id, name
 
-    def _store(self, conn: Connection, user_id: str, name: str, value_json: bytes) -> None:
-        fields = users.load_profiles(conn, [user_id]).get(user_id, {})
-        others = sum(len(key) + len(value) + 4 for key, value in fields.items() if key != name)
-        if others + len(name) + len(value_json) + 4 > MAX_PROFILE_BYTES:
-            raise MatrixError("M_PROFILE_TOO_LARGE", 400, f"A profile has at most {MAX_PROFILE_BYTES} bytes")
-        if fields.get(name) == value_json:
-            return
-        users.store_profile_field(conn, user_id, name, value_json)
-        self._tell(conn, user_id, name)
 
-    def _delete(self, conn: Connection, user_id: str, name: str) -> None:
-        users.delete_profile_field(conn, user_id, name)
-        self._tell(conn, user_id, name)
-
-    def _tell(self, conn: Connection, user_id: str, name: str) -> None:
-        if name in IN_MEMBER_EVENTS:
-            users.store_profile_update(conn, user_id, self._clock())
-        self._teller.tell_user(conn, "user.device", user_id, [account_changed(profile=True)])
-
-
-def _check_value(name: str, value: Any) -> None:
+def check_profile_value(name: str, value: Any) -> None:
+    """Check the value of a field of a profile. Raises MatrixError M_BAD_JSON, M_INVALID_PARAM."""
     if name == "displayname":
         if value is not None and not isinstance(value, str):
             raise bad_json("displayname is not a string")

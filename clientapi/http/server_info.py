@@ -54,7 +54,7 @@ class ServerInfoEndpoints:
 
     async def get_capabilities(self, request: Request) -> Response:
         """Say what the server can do for the user."""
-        await self._edge.authenticate(request)
+        session = await self._edge.authenticate(request)
         config = self._edge.config
         capabilities: dict[str, Any] = {
             "m.change_password": {"enabled": config.passwords.enabled},
@@ -68,6 +68,8 @@ class ServerInfoEndpoints:
             "m.3pid_changes": {"enabled": False},
             "m.get_login_token": {"enabled": False},
         }
+        if session.admin:
+            capabilities["m.account_moderation"] = {"lock": True, "suspend": True}
         return json_response({"capabilities": capabilities})
 
     async def get_well_known(self, request: Request) -> Response:

@@ -10,11 +10,13 @@ from sqlalchemy import Connection
 from arbor.accounts.v1 import accounts_pb2, accounts_pb2_grpc
 from arbor.log.v1 import output_pb2
 from clientapi.accounts.registration import Registration, in_use
+from clientapi.accounts.registration_tokens import RegistrationTokens
 from clientapi.accounts.sessions import Sessions
 from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
 from clientapi.storage import directory, settings, users
 from clientapi.storage.outbox import last_told_sequence
+from clientapi.storage.registration_tokens import RegistrationToken
 from matrixlib.identifiers import server_name_of
 from servicekit.config import Config
 from servicekit.database import Database
@@ -29,12 +31,19 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
     """See the module."""
 
     def __init__(
-        self, config: Config, db: Database, sessions: Sessions, registration: Registration, clock: Clock
+        self,
+        config: Config,
+        db: Database,
+        sessions: Sessions,
+        registration: Registration,
+        registration_tokens: RegistrationTokens,
+        clock: Clock,
     ) -> None:
         self._config = config
         self._db = db
         self._sessions = sessions
         self._registration = registration
+        self._registration_tokens = registration_tokens
         self._clock = clock
 
     async def ResolveToken(  # noqa: N802 - the contract's name
@@ -119,6 +128,31 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         await self._registration.register(user_id, password, None, None, admin=request.admin)
         return accounts_pb2.CreateUserResponse(user_id=user_id)
 
+    async def CreateRegistrationToken(  # noqa: N802
+        self, request: accounts_pb2.CreateRegistrationTokenRequest, context: Context
+    ) -> accounts_pb2.CreateRegistrationTokenResponse:
+        """Make a registration token for the operator."""
+        token = await self._registration_tokens.create(
+            request.token or None,
+            uses_allowed=request.uses_allowed if request.HasField("uses_allowed") else None,
+            expires_ms=request.expires_ms or None,
+        )
+        return accounts_pb2.CreateRegistrationTokenResponse(token=_registration_token(token))
+
+    async def ListRegistrationTokens(  # noqa: N802
+        self, request: accounts_pb2.ListRegistrationTokensRequest, context: Context
+    ) -> accounts_pb2.ListRegistrationTokensResponse:
+        """List registration tokens."""
+        found = await self._registration_tokens.list_all()
+        return accounts_pb2.ListRegistrationTokensResponse(tokens=map(_registration_token, found))
+
+    async def DeleteRegistrationToken(  # noqa: N802
+        self, request: accounts_pb2.DeleteRegistrationTokenRequest, context: Context
+    ) -> accounts_pb2.DeleteRegistrationTokenResponse:
+        """Delete a registration token."""
+        await self._registration_tokens.delete(request.token)
+        return accounts_pb2.DeleteRegistrationTokenResponse()
+
     async def Export(  # noqa: N802
         self, request: accounts_pb2.ExportRequest, context: Context
     ) -> AsyncIterator[accounts_pb2.ExportResponse]:
@@ -136,6 +170,16 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
                 message=message.SerializeToString(), subject=subject_of(kind, user_id, partitions)
             )
         yield accounts_pb2.ExportResponse(complete_through=through)
+
+
+def _registration_token(token: RegistrationToken) -> accounts_pb2.RegistrationToken:
+    return accounts_pb2.RegistrationToken(
+        token=token.token,
+        uses_allowed=token.uses_allowed,
+        pending=token.pending,
+        completed=token.completed,
+        expires_ms=token.expires_ms or 0,
+    )
 
 
 _Exported = tuple[str, str, list[output_pb2.OutputEntry]]

@@ -1,14 +1,13 @@
-"""Access and refresh tokens (hashes only), sessions of user-interactive auth, registration tokens."""
+"""Access and refresh tokens (hashes only), sessions of user-interactive auth, nonces."""
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from clientapi.storage.tables import (
     access_tokens,
     refresh_tokens,
     registration_nonces,
-    registration_tokens,
     uia_sessions,
     users,
 )
@@ -235,43 +234,6 @@ def store_uia_progress(
 def delete_uia_session(conn: Connection, session_id: str) -> bool:
     """End a session; False if somebody else ended it first."""
     return conn.execute(delete(uia_sessions).where(uia_sessions.c.session_id == session_id)).rowcount == 1
-
-
-def is_registration_token_valid(conn: Connection, token: str, now_ms: int) -> bool:
-    """Say whether another account may be made with a registration token."""
-    return conn.execute(select(registration_tokens.c.token).where(_usable(token, now_ms))).first() is not None
-
-
-def use_registration_token(conn: Connection, token: str, now_ms: int) -> bool:
-    """Count one account made with a token; False if it may not be used any more."""
-    result = conn.execute(
-        update(registration_tokens)
-        .where(_usable(token, now_ms))
-        .values(completed=registration_tokens.c.completed + 1)
-    )
-    return result.rowcount == 1
-
-
-def _usable(token: str, now_ms: int):  # type: ignore[no-untyped-def]  # a SQLAlchemy condition
-    return (
-        (registration_tokens.c.token == token)
-        & or_(registration_tokens.c.expires_ms.is_(None), registration_tokens.c.expires_ms > now_ms)
-        & or_(
-            registration_tokens.c.uses_allowed.is_(None),
-            registration_tokens.c.uses_allowed > registration_tokens.c.completed,
-        )
-    )
-
-
-def store_registration_token(
-    conn: Connection, token: str, uses_allowed: int | None = None, expires_ms: int | None = None
-) -> None:
-    """Make a registration token."""
-    conn.execute(
-        insert(registration_tokens).values(
-            token=token, uses_allowed=uses_allowed, completed=0, expires_ms=expires_ms
-        )
-    )
 
 
 def store_nonce(conn: Connection, nonce: str, now_ms: int, oldest_ms: int) -> None:

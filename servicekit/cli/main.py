@@ -83,6 +83,19 @@ def build_parser() -> argparse.ArgumentParser:
     create.add_argument("--password", help="else it is asked for, or read from standard input")
     create.add_argument("--admin", action="store_true", help="a server administrator")
 
+    tokens = commands.add_parser("registration-token", help="who may register").add_subparsers(
+        dest="action", required=True
+    )
+    make = tokens.add_parser("create", parents=[common], help="make a token (the server must run)")
+    make.add_argument("token", nargs="?", help="the token itself, else a random one")
+    make.add_argument("--uses", type=int, metavar="N", help="how many accounts may be made (any number)")
+    make.add_argument(
+        "--expires", metavar="WHEN", help="a duration such as 7d, or a time in ISO 8601 (never)"
+    )
+    tokens.add_parser("list", parents=[common], help="print all tokens")
+    end = tokens.add_parser("delete", parents=[common], help="end a token")
+    end.add_argument("token")
+
     rebuild = commands.add_parser("rebuild", parents=[common], help="make a reader's derived tables anew")
     rebuild.add_argument("service", choices=("syncapi", "federation", "appservice"))
 
@@ -196,6 +209,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         from servicekit.cli.user import create_user
 
         return create_user(config, options.name, options.password, admin=options.admin)
+    if command == "registration-token":
+        from servicekit.cli import registration_token
+
+        if options.action == "list":
+            return registration_token.list_tokens(config)
+        if options.action == "delete":
+            return registration_token.delete_token(config, options.token)
+        return registration_token.create_token(config, options.token, options.uses, options.expires)
     if command == "rebuild":
         from servicekit.cli.serve import rebuild
 

@@ -3,7 +3,10 @@
 import asyncio
 import getpass
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -13,6 +16,9 @@ from arbor.accounts.v1.accounts_pb2_grpc import AccountsServiceStub
 from servicekit.cli.main import CommandError
 from servicekit.config import Config
 from servicekit.grpc import channel_to, matrix_error_from
+
+if TYPE_CHECKING:
+    from arbor.accounts.v1.accounts_pb2_grpc import AccountsServiceAsyncStub
 
 WAIT_S = 20.0
 
@@ -37,6 +43,16 @@ def _ask_password() -> str:
 
 
 async def _create(config: Config, name: str, password: str, admin: bool) -> str:
+    async with accounts_service(config) as accounts:
+        request = CreateUserRequest(username=name, password=password, admin=admin)
+        # A server that has just been started is waited for.
+        answer = await accounts.CreateUser(request, timeout=WAIT_S, wait_for_ready=True)
+    return str(answer.user_id)
+
+
+@asynccontextmanager
+async def accounts_service(config: Config) -> AsyncIterator["AccountsServiceAsyncStub"]:
+    """Speak with the accounts service of the server that runs; its refusals become a `CommandError`."""
     address = config.grpc_address("clientapi")
     if (
         address.startswith("unix:")
@@ -47,19 +63,14 @@ async def _create(config: Config, name: str, password: str, admin: bool) -> str:
             f"no server runs with {config.data_dir}; start it with `arbor run`, or name its --config"
         )
     async with channel_to(config, "clientapi", caller="cli") as channel:
-        request = CreateUserRequest(username=name, password=password, admin=admin)
         try:
-            # A server that has just been started is waited for.
-            answer = await AccountsServiceStub(channel).CreateUser(
-                request, timeout=WAIT_S, wait_for_ready=True
-            )
+            yield AccountsServiceStub(channel)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                 raise CommandError(f"the server does not answer at {address}: {error.details()}") from error
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise CommandError(f"the server does not know the token in {config.secrets_dir}") from error
             raise CommandError(matrix_error_from(error).message) from error
-    return str(answer.user_id)
 
 
 def _exists(path: str) -> bool:

@@ -48,6 +48,18 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/_synapse/admin/v1/register"): {
         "nonce": "n", "username": "u", "password": "p", "mac": "m", "admin": False, "displayname": "D",
     },
+    ("POST", "/_synapse/admin/v1/registration_tokens/new"): {
+        "token": "t", "uses_allowed": 1, "expiry_time": 9_000_000_000_000, "length": 16,
+    },
+    ("PUT", "/_synapse/admin/v1/registration_tokens/{token}"): {"uses_allowed": 2, "expiry_time": None},
+    ("PUT", "/_synapse/admin/v2/users/{user_id}"): {
+        "password": "p", "logout_devices": True, "displayname": "D", "avatar_url": "mxc://a/b", "admin": False,
+        "deactivated": False, "locked": False,
+    },
+    ("POST", "/_synapse/admin/v1/deactivate/{user_id}"): {"erase": False},
+    ("POST", "/_synapse/admin/v1/reset_password/{user_id}"): {"new_password": "p", "logout_devices": True},
+    ("PUT", "/_matrix/client/v1/admin/lock/{user_id}"): {"locked": False},
+    ("PUT", "/_matrix/client/v1/admin/suspend/{user_id}"): {"suspended": False},
     ("POST", f"{V3}/login"): {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "nobody"},

@@ -433,6 +433,182 @@ class CreateUserResponse(_message.Message):
 Global___CreateUserResponse: _TypeAlias = CreateUserResponse  # noqa: Y015
 
 @_typing.final
+class RegistrationToken(_message.Message):
+    """What accounts can be made with while registration asks for a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    USES_ALLOWED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token."""
+    uses_allowed: _builtins.int
+    """How many accounts may be made with it. Unset: any number."""
+    pending: _builtins.int
+    """Registrations that have begun with it and not ended."""
+    completed: _builtins.int
+    """Accounts that were made with it."""
+    expires_ms: _builtins.int
+    """When it ends, in milliseconds since 1970. 0: never."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        uses_allowed: _builtins.int | None = ...,
+        pending: _builtins.int = ...,
+        completed: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed", "uses_allowed", b"uses_allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed", "completed", b"completed", "expires_ms", b"expires_ms", "pending", b"pending", "token", b"token", "uses_allowed", b"uses_allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__uses_allowed: _TypeAlias = _typing.Literal["uses_allowed"]  # noqa: Y015
+    _WhichOneofArgType__uses_allowed: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uses_allowed) -> _WhichOneofReturnType__uses_allowed | None: ...
+
+Global___RegistrationToken: _TypeAlias = RegistrationToken  # noqa: Y015
+
+@_typing.final
+class CreateRegistrationTokenRequest(_message.Message):
+    """Asks for a new registration token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    USES_ALLOWED_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token: letters, digits and `.`, `_`, `~`, `-`, at most 64. Empty: a random one."""
+    uses_allowed: _builtins.int
+    """How many accounts may be made with it. Unset: any number."""
+    expires_ms: _builtins.int
+    """When it ends, in milliseconds since 1970. 0: never."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        uses_allowed: _builtins.int | None = ...,
+        expires_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed", "uses_allowed", b"uses_allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed", "expires_ms", b"expires_ms", "token", b"token", "uses_allowed", b"uses_allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__uses_allowed: _TypeAlias = _typing.Literal["uses_allowed"]  # noqa: Y015
+    _WhichOneofArgType__uses_allowed: _TypeAlias = _typing.Literal["_uses_allowed", b"_uses_allowed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uses_allowed) -> _WhichOneofReturnType__uses_allowed | None: ...
+
+Global___CreateRegistrationTokenRequest: _TypeAlias = CreateRegistrationTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateRegistrationTokenResponse(_message.Message):
+    """The new token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___RegistrationToken:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___RegistrationToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRegistrationTokenResponse: _TypeAlias = CreateRegistrationTokenResponse  # noqa: Y015
+
+@_typing.final
+class ListRegistrationTokensRequest(_message.Message):
+    """Asks for all registration tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRegistrationTokensRequest: _TypeAlias = ListRegistrationTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListRegistrationTokensResponse(_message.Message):
+    """All registration tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistrationToken]:
+        """In order of the token."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___RegistrationToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRegistrationTokensResponse: _TypeAlias = ListRegistrationTokensResponse  # noqa: Y015
+
+@_typing.final
+class DeleteRegistrationTokenRequest(_message.Message):
+    """Asks to delete a registration token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRegistrationTokenRequest: _TypeAlias = DeleteRegistrationTokenRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRegistrationTokenResponse(_message.Message):
+    """It is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRegistrationTokenResponse: _TypeAlias = DeleteRegistrationTokenResponse  # noqa: Y015
+
+@_typing.final
 class ExportRequest(_message.Message):
     """Asks for an export."""
 

@@ -65,6 +65,21 @@ class AccountsServiceStub:
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
                 response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserResponse.FromString,
                 _registered_method=True)
+        self.CreateRegistrationToken = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/CreateRegistrationToken',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenResponse.FromString,
+                _registered_method=True)
+        self.ListRegistrationTokens = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/ListRegistrationTokens',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensResponse.FromString,
+                _registered_method=True)
+        self.DeleteRegistrationToken = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/DeleteRegistrationToken',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenResponse.FromString,
+                _registered_method=True)
         self.Export = channel.unary_stream(
                 '/arbor.accounts.v1.AccountsService/Export',
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ExportRequest.SerializeToString,
@@ -118,6 +133,27 @@ class AccountsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateRegistrationToken(self, request, context):
+        """Makes a registration token: for the operator's command line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRegistrationTokens(self, request, context):
+        """Every registration token, those that are used up or over among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRegistrationToken(self, request, context):
+        """Deletes a registration token. An unknown one is an error with M_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Export(self, request, context):
         """Every account's data that readers keep, as OUTPUT messages, in order of position.
         """
@@ -157,6 +193,21 @@ def add_AccountsServiceServicer_to_server(servicer, server):
                     servicer.CreateUser,
                     request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserRequest.FromString,
                     response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserResponse.SerializeToString,
+            ),
+            'CreateRegistrationToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRegistrationToken,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenResponse.SerializeToString,
+            ),
+            'ListRegistrationTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRegistrationTokens,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensResponse.SerializeToString,
+            ),
+            'DeleteRegistrationToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRegistrationToken,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenResponse.SerializeToString,
             ),
             'Export': grpc.unary_stream_rpc_method_handler(
                     servicer.Export,
@@ -327,6 +378,87 @@ class AccountsService:
             '/arbor.accounts.v1.AccountsService/CreateUser',
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRegistrationToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/CreateRegistrationToken',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateRegistrationTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRegistrationTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/ListRegistrationTokens',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListRegistrationTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRegistrationToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/DeleteRegistrationToken',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.DeleteRegistrationTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

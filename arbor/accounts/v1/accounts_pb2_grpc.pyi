@@ -45,6 +45,12 @@ class AccountsServiceStub:
     """The room that local aliases point to, or the local aliases of a room."""
     CreateUser: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]
     """Makes an account: for the operator's command line."""
+    CreateRegistrationToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]
+    """Makes a registration token: for the operator's command line."""
+    ListRegistrationTokens: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ListRegistrationTokensRequest, _accounts_pb2.ListRegistrationTokensResponse]
+    """Every registration token, those that are used up or over among them."""
+    DeleteRegistrationToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.DeleteRegistrationTokenRequest, _accounts_pb2.DeleteRegistrationTokenResponse]
+    """Deletes a registration token. An unknown one is an error with M_NOT_FOUND."""
     Export: _grpc.UnaryStreamMultiCallable[_accounts_pb2.ExportRequest, _accounts_pb2.ExportResponse]
     """Every account's data that readers keep, as OUTPUT messages, in order of position."""
 
@@ -65,6 +71,12 @@ class AccountsServiceAsyncStub(AccountsServiceStub):
     """The room that local aliases point to, or the local aliases of a room."""
     CreateUser: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Makes an account: for the operator's command line."""
+    CreateRegistrationToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]  # type: ignore[assignment]
+    """Makes a registration token: for the operator's command line."""
+    ListRegistrationTokens: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ListRegistrationTokensRequest, _accounts_pb2.ListRegistrationTokensResponse]  # type: ignore[assignment]
+    """Every registration token, those that are used up or over among them."""
+    DeleteRegistrationToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.DeleteRegistrationTokenRequest, _accounts_pb2.DeleteRegistrationTokenResponse]  # type: ignore[assignment]
+    """Deletes a registration token. An unknown one is an error with M_NOT_FOUND."""
     Export: _aio.UnaryStreamMultiCallable[_accounts_pb2.ExportRequest, _accounts_pb2.ExportResponse]  # type: ignore[assignment]
     """Every account's data that readers keep, as OUTPUT messages, in order of position."""
 
@@ -118,6 +130,30 @@ class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.CreateUserResponse, _abc.Awaitable[_accounts_pb2.CreateUserResponse]]:
         """Makes an account: for the operator's command line."""
+
+    @_abc_1.abstractmethod
+    def CreateRegistrationToken(
+        self,
+        request: _accounts_pb2.CreateRegistrationTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.CreateRegistrationTokenResponse, _abc.Awaitable[_accounts_pb2.CreateRegistrationTokenResponse]]:
+        """Makes a registration token: for the operator's command line."""
+
+    @_abc_1.abstractmethod
+    def ListRegistrationTokens(
+        self,
+        request: _accounts_pb2.ListRegistrationTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.ListRegistrationTokensResponse, _abc.Awaitable[_accounts_pb2.ListRegistrationTokensResponse]]:
+        """Every registration token, those that are used up or over among them."""
+
+    @_abc_1.abstractmethod
+    def DeleteRegistrationToken(
+        self,
+        request: _accounts_pb2.DeleteRegistrationTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.DeleteRegistrationTokenResponse, _abc.Awaitable[_accounts_pb2.DeleteRegistrationTokenResponse]]:
+        """Deletes a registration token. An unknown one is an error with M_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def Export(

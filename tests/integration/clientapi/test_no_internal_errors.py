@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from clientapi.storage import administration
 from servicekit.http import Router
 from tests.support.clientapi_alone import World, lone_clientapi
 
@@ -17,6 +18,7 @@ KEYS = """
     device_id initial_device_display_name refresh_token inhibit_login identifier user new_password devices
     display_name displayname avatar_url room_id alias alt_aliases membership users events redacts new_version
     additional_creators limit since filter typing timeout thread_id m.fully_read m.read actions conditions
+    deactivated locked suspended token uses_allowed expiry_time length new_password score
     pattern enabled app_id pushkey kind data lang order tags nonce mac admin room presence account_data
 """.split()  # noqa: SIM905 - a list of words reads better so
 
@@ -29,6 +31,8 @@ async def test_odd_bodies_and_paths_are_refused_cleanly(tmp_path: Path, database
 
 async def send_odd_things(world: World) -> None:
     alice = await world.user("alice")
+    # An administrator, so that what the admin API is sent is looked at.
+    await world.service._db.write(administration.store_flag, alice.user_id, "admin", True)
     room_id = (await alice.ok("POST", "/createRoom", {"preset": "public_chat"}))["room_id"]
     router = Router()
     world.service.routes(router)

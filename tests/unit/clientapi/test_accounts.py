@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clientapi.storage import tokens
+from clientapi.storage import registration_tokens
 from tests.support.clientapi_alone import PASSWORD, Client, World, lone_clientapi
 
 
@@ -84,7 +84,7 @@ async def test_registration_is_closed_by_default_and_wants_a_token_when_opened(t
         client = world.client()
         status, answer = await client("POST", "/register", {})
         assert (status, answer["flows"]) == (401, [{"stages": ["m.login.registration_token"]}])
-        await world.service._db.write(tokens.store_registration_token, "letmein", 1)
+        await world.service._db.write(registration_tokens.store_registration_token, "letmein", 1)
         validity = "/_matrix/client/v1/register/m.login.registration_token/validity"
         assert await client.ok("GET", validity, token="letmein") == {"valid": True}
         assert await client.ok("GET", validity, token="other") == {"valid": False}
