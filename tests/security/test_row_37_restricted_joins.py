@@ -105,9 +105,7 @@ async def test_a_lobby_that_we_left_says_nothing(world: World) -> None:
 
 async def test_without_somebody_who_may_invite_another_server_is_asked(world: World) -> None:
     peer, us, room, _ = world
-    room.send(
-        room.creator, "m.room.power_levels", {"users": {room.creator: 50}, "invite": 100}, state_key=""
-    )
+    room.send(room.creator, "m.room.power_levels", {"users": {room.creator: 50}, "invite": 100}, state_key="")
     status, body = await make_join(peer, us, room, f"@eve:{peer.server_name}")
     assert (status, body["errcode"]) == (400, "M_UNABLE_TO_GRANT_JOIN")
 
