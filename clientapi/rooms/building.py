@@ -25,6 +25,7 @@ class EventBuilder:
     def __init__(self, signing_keys: Mapping[str, SigningKey], clock: Clock) -> None:
         self._keys = signing_keys
         self._clock = clock
+        self._last_create_ms = 0
 
     def build(
         self,
@@ -46,6 +47,10 @@ class EventBuilder:
             MatrixError: M_TOO_LARGE, or M_BAD_JSON for content that no event may have.
         """
         server_name = server_name_of(sender)
+        now_ms = self._clock()
+        if room_id is None:
+            # The room's id is a hash of this event: two rooms made alike in one millisecond would be the same.
+            now_ms = self._last_create_ms = max(now_ms, self._last_create_ms + 1)
         event_id = None
         if not room_version.hashed_event_ids:
             event_id = f"${secrets.token_urlsafe(18)}:{server_name}"
@@ -61,7 +66,7 @@ class EventBuilder:
                 prev_events=list(prev_events),
                 auth_event_ids=[event.event_id for event in auth_events],
                 depth=next_depth(room_version, (depth,)),
-                origin_server_ts=self._clock(),
+                origin_server_ts=now_ms,
                 server_name=server_name,
                 signing_key=self._keys[server_name],
                 event_id=event_id,

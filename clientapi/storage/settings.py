@@ -6,6 +6,9 @@ from sqlalchemy import Connection, delete, func, select
 
 from clientapi.storage.tables import account_data, filters, forgotten_rooms, pushers
 from clientapi.storage.upsert import insert_or_ignore, upsert
+from servicekit.database.raw import Sql
+
+_FORGOTTEN = Sql(f"SELECT 1 FROM {forgotten_rooms.name} WHERE user_id = ? AND room_id = ?")  # noqa: S608
 
 
 def store_filter(conn: Connection, user_id: str, filter_id: str, filter_json: bytes, limit: int) -> bool:
@@ -74,14 +77,7 @@ def store_forgotten(conn: Connection, user_id: str, room_id: str, now_ms: int) -
 
 def is_forgotten(conn: Connection, user_id: str, room_id: str) -> bool:
     """Say whether a user forgot a room."""
-    return (
-        conn.execute(
-            select(forgotten_rooms.c.room_id).where(
-                forgotten_rooms.c.user_id == user_id, forgotten_rooms.c.room_id == room_id
-            )
-        ).first()
-        is not None
-    )
+    return _FORGOTTEN.row(conn, user_id, room_id) is not None
 
 
 def delete_forgotten(conn: Connection, user_id: str, room_id: str) -> None:

@@ -7,6 +7,10 @@ from sqlalchemy.exc import IntegrityError
 
 from clientapi.storage.tables import devices, profile_fields, profile_updates, users
 from clientapi.storage.upsert import insert_or_ignore, upsert
+from servicekit.database.raw import Sql
+
+_EXISTING = Sql(f"SELECT user_id FROM {users.name} WHERE user_id IN ?")  # noqa: S608
+_PROFILES = Sql(f"SELECT user_id, name, value_json FROM {profile_fields.name} WHERE user_id IN ?")  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +185,9 @@ def load_profile(conn: Connection, user_id: str) -> dict[str, bytes] | None:
 
 def load_profiles(conn: Connection, user_ids: list[str]) -> dict[str, dict[str, bytes]]:
     """Return the profiles of the users that exist: user -> name -> JSON value."""
-    found: dict[str, dict[str, bytes]] = {
-        user_id: {}
-        for user_id in conn.execute(select(users.c.user_id).where(users.c.user_id.in_(user_ids))).scalars()
-    }
-    rows = conn.execute(
-        select(profile_fields.c.user_id, profile_fields.c.name, profile_fields.c.value_json).where(
-            profile_fields.c.user_id.in_(user_ids)
-        )
-    )
-    for user_id, name, value_json in rows:
-        found[user_id][name] = value_json
+    found: dict[str, dict[str, bytes]] = {user_id: {} for (user_id,) in _EXISTING.rows(conn, list(user_ids))}
+    for user_id, name, value_json in _PROFILES.rows(conn, list(user_ids)):
+        found[user_id][name] = bytes(value_json)
     return found
 
 

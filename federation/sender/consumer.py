@@ -98,17 +98,19 @@ class OutputHandler:
     def _stays_here(self, event: output_pb2.RoomEvent) -> bool:
         """Whether an event in a room without other servers is surely of no concern to any."""
         return not (
-            event.HasField("state_key")
-            or event.participation_began
+            event.participation_began
             or event.servers_joined
             or event.servers_left
-            or event.state_changes
-        ) and self._is_ours(event.sender)
+            or any(change.type == _ACL for change in event.state_changes)
+            or not self._is_ours(event.sender)
+            or self._also(event)
+        )
 
     def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Heard:
         """Store what messages tell."""
         heard = Heard()
-        self._wanted = None
+        if self._wanted is None:
+            self._wanted = fetching.is_anything_wanted(conn)
         decoded = [(message.sequence, _decode(message)) for message in messages]
         ids = [
             entry.room_event.event_id
@@ -137,7 +139,8 @@ class OutputHandler:
                 if len(self._alone) >= MAX_ROOMS_ALONE:
                     self._alone.pop()
                 self._alone.add(room_id)
-        self._wanted = fetching.is_anything_wanted(conn)
+        if self._wanted:
+            self._wanted = fetching.is_anything_wanted(conn)
 
     def _apply(
         self,
@@ -174,7 +177,7 @@ class OutputHandler:
                     missing.origin_server,
                     now_ms,
                 )
-                heard.missing = True
+                heard.missing = self._wanted = True
             case "receipt":
                 receipt = entry.receipt
                 if receipt.receipt_type == "m.read" and self._is_ours(receipt.user_id):
@@ -213,7 +216,8 @@ class OutputHandler:
             or any(change.type == _ACL for change in event.state_changes)
         ):
             heard.changed_rooms.add(room_id)
-        fetching.forget_wanted(conn, event.event_id)
+        if self._wanted:
+            fetching.forget_wanted(conn, event.event_id)
         ours = self._is_ours(event.sender)
         # Our own join through another server is told by that server.
         if event.placement not in _TOLD_PLACEMENTS or event.participation_began:

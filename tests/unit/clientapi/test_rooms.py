@@ -1,5 +1,6 @@
 """createRoom with its presets and options, state, redactions, upgrades."""
 
+import asyncio
 from typing import Any
 from urllib.parse import quote
 
@@ -60,6 +61,12 @@ async def test_version_12_rooms(world: World) -> None:
     # Creators may not be listed.
     refused = {"power_level_content_override": {"users": {alice.user_id: 100}}}
     assert await alice.fails("POST", "/createRoom", refused) == (400, "M_INVALID_ROOM_STATE")
+
+
+async def test_rooms_made_alike_in_one_moment_are_different_rooms(world: World) -> None:
+    alice = await world.user()
+    rooms = await asyncio.gather(*(make(world, alice, preset="private_chat") for _ in range(20)))
+    assert len({room.room_id for room in rooms}) == 20
 
 
 async def test_all_options_in_the_specifications_order(world: World) -> None:

@@ -1,6 +1,7 @@
 """Which messages of OUTPUT the sender's follower passes over without its database."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -34,14 +35,14 @@ def handler() -> OutputHandler:
 
 
 def told(sequence: int, sender: str = "@a:us.example", **fields: object) -> LogMessage:
-    event = output_pb2.RoomEvent(
-        event_id=f"${sequence}",
-        sender=sender,
-        type="m.room.message",
-        placement=output_pb2.PLACEMENT_TIMELINE,
-        pdu_json=b"{}",
-        **fields,  # type: ignore[arg-type]
-    )
+    values: dict[str, Any] = {
+        "event_id": f"${sequence}",
+        "sender": sender,
+        "type": "m.room.message",
+        "placement": output_pb2.PLACEMENT_TIMELINE,
+        "pdu_json": b"{}",
+    }
+    event = output_pb2.RoomEvent(**(values | fields))
     message = output_pb2.OutputMessage(room_id=ROOM, entries=[output_pb2.OutputEntry(room_event=event)])
     return LogMessage(sequence, "room.output.1.x", message.SerializeToString(), None, b"0")
 
@@ -49,20 +50,27 @@ def told(sequence: int, sender: str = "@a:us.example", **fields: object) -> LogM
 def test_a_message_in_a_room_of_ours_alone_is_passed_over(conn: Connection, handler: OutputHandler) -> None:
     assert handler.skim([told(1)]) is None, "nothing is known of the room yet"
     handler.apply_batch(conn, [told(1)])
-    assert handler.skim([told(2), told(3)]) == Heard(event_position(3, 0))
+    join = told(3, type="m.room.member", state_key="@c:us.example")
+    assert handler.skim([told(2), join]) == Heard(event_position(3, 0))
     handler.forget()
     assert handler.skim([told(2)]) is None
 
 
 def test_whatever_may_concern_another_server_is_applied(conn: Connection, handler: OutputHandler) -> None:
     handler.apply_batch(conn, [told(1)])
-    change = output_pb2.StateChange(type="m.room.topic", event_id="$x")
+    acl = output_pb2.StateChange(type="m.room.server_acl", event_id="$x")
+    taken_back = {
+        "type": "m.room.member",
+        "state_key": "@b:peer.example",
+        "replaces_state": "$1",
+        "prev_content_json": b'{"membership":"invite"}',
+    }
     for message in (
         told(2, sender="@b:peer.example"),
-        told(2, state_key=""),
+        told(2, **taken_back),
         told(2, participation_began=True),
         told(2, servers_joined=[PEER]),
-        told(2, state_changes=[change]),
+        told(2, state_changes=[acl]),
         LogMessage(2, "room.output.1.x", b"\xff", None, b"0"),
     ):
         assert handler.skim([told(2), message]) is None
@@ -87,8 +95,11 @@ def test_events_are_stored_again_once_another_server_is_there(
 
 def test_nothing_is_passed_over_while_an_event_is_wanted(conn: Connection, handler: OutputHandler) -> None:
     handler.apply_batch(conn, [told(1)])
-    fetching.store_wanted(conn, "$3", ROOM, ["$gone"], PEER, 1)
-    handler.apply_batch(conn, [told(2)])
+    missing = output_pb2.RoomMissing(waiting_event_id="$3", missing_event_ids=["$gone"], origin_server=PEER)
+    message = output_pb2.OutputMessage(room_id=ROOM, entries=[output_pb2.OutputEntry(room_missing=missing)])
+    waits = LogMessage(2, "room.output.1.x", message.SerializeToString(), None, b"0")
+    assert handler.skim([waits]) is None
+    assert handler.apply_batch(conn, [waits]).missing
     assert handler.skim([told(3)]) is None
     handler.apply_batch(conn, [told(3)])
     assert not fetching.is_anything_wanted(conn)
