@@ -23,10 +23,21 @@ def _driver(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
 
 
+def _storable(parameters: Sequence[Any]) -> tuple[Any, ...]:
+    """Return parameters as PostgreSQL takes them: its texts have no NUL, what users write may.
+
+    The same text is changed the same way when it is looked for.
+    """
+    return tuple(
+        value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
+        for value in parameters
+    )
+
+
 def rows(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Run a query and return its rows as tuples."""
     if connection.dialect.name != "sqlite":
-        sql = _for_postgresql(sql)
+        sql, parameters = _for_postgresql(sql), _storable(parameters)
     found: list[tuple[Any, ...]] = _driver(connection).execute(sql, tuple(parameters)).fetchall()
     return found
 
@@ -34,7 +45,7 @@ def rows(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> li
 def row(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
     """Run a query and return its first row, or None."""
     if connection.dialect.name != "sqlite":
-        sql = _for_postgresql(sql)
+        sql, parameters = _for_postgresql(sql), _storable(parameters)
     cursor = _driver(connection).execute(sql, tuple(parameters))
     found: tuple[Any, ...] | None = cursor.fetchone()
     cursor.close()
@@ -44,7 +55,7 @@ def row(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> tup
 def run(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> int:
     """Run a statement and return how many rows it changed."""
     if connection.dialect.name != "sqlite":
-        sql = _for_postgresql(sql)
+        sql, parameters = _for_postgresql(sql), _storable(parameters)
     return int(_driver(connection).execute(sql, tuple(parameters)).rowcount)
 
 
@@ -58,7 +69,7 @@ def run_many(connection: Connection, sql: str, parameters: Sequence[Sequence[Any
         _driver(connection).executemany(sql, parameters)
     else:
         with _driver(connection).cursor() as cursor:
-            cursor.executemany(_for_postgresql(sql), parameters)
+            cursor.executemany(_for_postgresql(sql), [_storable(values) for values in parameters])
 
 
 def placeholders(count: int) -> str:
