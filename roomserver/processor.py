@@ -223,7 +223,10 @@ class Processor:
         """Collect what nothing refers to; the memory forgets snapshots that may be gone."""
 
         def collect(conn: Connection) -> dict[str, int]:
-            return garbage.collect(conn, self._now_ms(), dry_run=dry_run, deep=deep)
+            held = {number: mine.epoch for number, mine in self._held.items()}
+            if deep and not dry_run and self._leases.renew(conn, held, 0):  # which locks the rows, too
+                raise MatrixError(NOT_OWNER, 503, "A partition has another owner; try again", 200)
+            return garbage.collect(conn, self._now_ms(), held, dry_run=dry_run, deep=deep)
 
         if dry_run:
             return await self._database.read(collect)

@@ -35,11 +35,17 @@ class Refusal(NamedTuple):
     rule: str
     reason: str
     errcode: str = "M_FORBIDDEN"
+    snapshot_id: int = 0
+    """Of the state that refused it, where that is not the state before the event."""
 
     def message(self, index: int = 0) -> input_pb2.Rejection:
         """Return it as the contract has it."""
         return input_pb2.Rejection(
-            rule=self.rule, reason=self.reason, errcode=self.errcode, event_index=index
+            rule=self.rule,
+            reason=self.reason,
+            errcode=self.errcode,
+            event_index=index,
+            snapshot_id=self.snapshot_id,
         )
 
 

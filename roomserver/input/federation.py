@@ -194,6 +194,7 @@ def judge_event(
         refusal = auth.check_at_state(event, current)
         if refusal is not None:
             status = SOFT_FAILED
+            refusal = refusal._replace(snapshot_id=work.row.snapshot_id)
             metrics.soft_failed.inc()
     row = _store(batch, work, event, known, status, before, found, prevs, refusal)
     gaps.note_missing(batch, work, row, missing_prev)

@@ -1,14 +1,12 @@
-"""Walks over a room's graph: history, missing events, auth chains, visibility, explanations."""
+"""Walks over a room's graph: history, missing events, auth chains, visibility."""
 
 import heapq
 from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
-from matrixlib import state_resolution, visibility
-from matrixlib.event_auth import state_types_for
+from matrixlib import visibility
 from matrixlib.events import Event, StateKey, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
@@ -242,62 +240,3 @@ def _server_check(
         return visibility.is_visible_to_server(event, state, server)
 
     return check
-
-
-def read_explanation(conn: Connection, event_id: str) -> query_pb2.ExplainEventResponse:
-    """Why an event was judged as it was: the rule, the state it was checked against, what a resolution
-    picked.
-    """
-    stored = reads.read_stored(conn, [event_id])
-    if not stored:
-        return query_pb2.ExplainEventResponse()
-    response = query_pb2.ExplainEventResponse(known=True, event=stored[0])
-    if stored[0].status == query_pb2.EventStatus.EVENT_STATUS_WAITING:
-        response.missing_event_ids.extend(waiting.load_missing(conn, event_id))
-    version = get_room_version(stored[0].room_version)
-    row = events.load_events_by_id(conn, [event_id]).get(event_id)
-    if row is None or version is None:
-        return response
-    if row.rejection:
-        response.decision.CopyFrom(input_pb2.Rejection.FromString(row.rejection))
-    elif row.status == ACCEPTED:
-        response.decision.reason = "allowed by its auth events and by the state before it"
-    reader = StateReader(conn, version)
-    event = parse_event(stored[0].event.pdu_json, version, event_id=event_id, verify_size=False)
-    against = reader.events_at(row.snapshot_before, sorted(state_types_for(event)))
-    response.checked_against.extend(
-        reads.message_of(item.event_id, item.pdu_json) for _, item in sorted(against.items())
-    )
-    response.resolution.extend(_explain_resolution(conn, reader, row, version))
-    return response
-
-
-def _explain_resolution(
-    conn: Connection, reader: StateReader, row: EventRow, version: RoomVersion
-) -> list[str]:
-    """One line for each entry that the resolution of the prev events' states had to pick."""
-    prevs = events.load_events_by_nid(conn, row.prev)
-    sets_by_id = {prev.snapshot_after for prev in prevs.values() if prev.snapshot_after}
-    if len(sets_by_id) < 2:
-        return []
-    wholes = [reader.whole(snapshot_id) for snapshot_id in sorted(sets_by_id)]
-    nids = {nid for state in wholes for nid in state.values()}
-    chain = auth_chains.load_auth_chain(conn, nids) | nids
-    if len(chain) > MAX_WALK:
-        return ["the resolution is too large to be shown"]
-    parsed = reader.parse(sorted(chain))
-    rejected = {
-        item.event_id for item in events.load_events_by_nid(conn, chain).values() if item.status == REJECTED
-    }
-    keys = states.load_keys(conn, {key_id for state in wholes for key_id in state})
-    store = state_resolution.MemoryStore({item.event_id: item for item in parsed.values()}, rejected)
-    explained = state_resolution.resolve_explained(
-        version, [{keys[k]: parsed[nid].event_id for k, nid in state.items()} for state in wholes], store
-    )
-    lines = []
-    for key in sorted(explained.conflicted):
-        picked = explained.state.get(key)
-        how = explained.steps.get(key, "left over")
-        lines.append(f"{key[0]}|{key[1]}: {picked or 'nothing'} ({how})")
-    lines += [f"{event_id} left out: {why}" for event_id, why in sorted(explained.refused.items())]
-    return lines

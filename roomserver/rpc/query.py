@@ -12,7 +12,7 @@ from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from arbor.roomserver.v1.query_pb2_grpc import QueryServiceServicer
 from matrixlib.identifiers import server_name_of
-from roomserver.rpc import exports, graph, reads, state_answers
+from roomserver.rpc import explain, exports, graph, reads, state_answers
 from roomserver.storage import events, partitions, snapshots, states, transactions
 from servicekit.errors import MatrixError, invalid_param, not_found
 from servicekit.grpc.errors import NOT_OWNER
@@ -193,7 +193,7 @@ class QueryServicer(QueryServiceServicer):
         self, request: query_pb2.ExplainEventRequest, context: Context
     ) -> query_pb2.ExplainEventResponse:
         """See query.proto."""
-        return await self._database.read(graph.read_explanation, request.event_id)
+        return await self._database.read(explain.read_explanation, request.event_id)
 
     async def GetSnapshot(  # noqa: N802
         self, request: query_pb2.GetSnapshotRequest, context: Context

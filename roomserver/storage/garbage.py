@@ -1,9 +1,11 @@
 """Collecting what nothing refers to any more; each statement checks the references itself.
 
-A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so
-chains of
-bases go from their ends, in a few rounds.
+A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so chains
+of bases go from their ends, in a few rounds. Snapshots go only in partitions whose owner collects: other
+owners have some of theirs in memory.
 """
+
+from collections.abc import Collection
 
 from sqlalchemy import Connection
 
@@ -15,7 +17,8 @@ WAITING_MS = 7 * DAY_MS
 DEAD_MS = 30 * DAY_MS
 
 _UNUSED_RESOLVED = (
-    "snapshot_id NOT IN (SELECT snapshot_id FROM room) AND NOT EXISTS (SELECT 1 FROM event e"
+    "room_nid IN (SELECT nid FROM room WHERE partition IN ?) AND"
+    " snapshot_id NOT IN (SELECT snapshot_id FROM room) AND NOT EXISTS (SELECT 1 FROM event e"
     " WHERE e.room_nid = resolved_snapshot.room_nid AND e.snapshot_before = resolved_snapshot.snapshot_id)"
 )
 # One pass over the events, not one for each snapshot.
@@ -65,10 +68,13 @@ TABLES = (
 )
 
 
-def collect(conn: Connection, now_ms: int, *, dry_run: bool, deep: bool = True) -> dict[str, int]:
+def collect(
+    conn: Connection, now_ms: int, held: Collection[int], *, dry_run: bool, deep: bool = True
+) -> dict[str, int]:
     """Delete, or only count, what is not needed; returns rows by table.
 
-    Without `deep` only what has an age; what takes a look at every event is left alone.
+    Without `deep` only what has an age; what takes a look at every event is left alone. `held`: partitions
+    that nobody else writes to meanwhile.
     """
     collected: dict[str, int] = {}
     for table, rule in _RULES.items():
@@ -78,18 +84,19 @@ def collect(conn: Connection, now_ms: int, *, dry_run: bool, deep: bool = True) 
         return collected
     for table, rule in _ORPHANS.items():
         collected[table] = _apply(conn, table, rule, dry_run)
-    collected["resolved_snapshot"] = _apply(conn, "resolved_snapshot", _UNUSED_RESOLVED, dry_run)
-    unused = f"id NOT IN ({_USED})"
+    mine = sorted(held)
+    collected["resolved_snapshot"] = _apply(conn, "resolved_snapshot", _UNUSED_RESOLVED, dry_run, mine)
+    unused = f"room_nid IN (SELECT nid FROM room WHERE partition IN ?) AND id NOT IN ({_USED})"
     collected["snapshot"] = 0
     while True:
-        rows = _apply(conn, "snapshot", unused, dry_run)
+        rows = _apply(conn, "snapshot", unused, dry_run, mine)
         collected["snapshot"] += rows
         if dry_run or not rows:
             break
     return collected
 
 
-def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: int) -> int:
+def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: int | list[int]) -> int:
     if dry_run:
         return int(Sql(f"SELECT COUNT(*) FROM {table} WHERE {rule}").row(conn, *parameters)[0])
     return Sql(f"DELETE FROM {table} WHERE {rule}").change(conn, *parameters)

@@ -126,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
         "what", nargs="*", metavar="ROOM_OR_ID", help="rooms of the roomserver, letters of others; none: all"
     )
 
+    why = commands.add_parser("explain", parents=[common], help="say why an event stands as it does")
+    why.add_argument("event_id", metavar="EVENT_ID")
+    collect = commands.add_parser("collect", parents=[common], help="delete what no room needs any more")
+    collect.add_argument("--dry-run", action="store_true", help="only count it")
+
     doctor = commands.add_parser("doctor", parents=[common], help="check everything and say what to do")
     doctor.add_argument("--deep", action="store_true", help="check the databases' pages too")
 
@@ -221,6 +226,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         from servicekit.cli.serve import rebuild
 
         return rebuild(config, options.service)
+    if command == "explain":
+        from servicekit.cli.roomserver import explain
+
+        return explain(config, options.event_id)
+    if command == "collect":
+        from servicekit.cli.roomserver import collect
+
+        return collect(config, dry_run=options.dry_run)
     if command == "doctor":
         from servicekit.cli.doctor import doctor
 

@@ -429,6 +429,7 @@ class Rejection(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ERRCODE_FIELD_NUMBER: _builtins.int
     EVENT_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
     """The auth rule's number in the room version's specification, or a word: `format`, `size`, `internal`, `unknown_room`, `quarantined`."""
     reason: _builtins.str
@@ -437,6 +438,8 @@ class Rejection(_message.Message):
     """The Matrix errcode to answer a client with."""
     event_index: _builtins.int
     """Which event of the entry was the first offender, from 0."""
+    snapshot_id: _builtins.int
+    """The RoomServer's snapshot of the state it was checked against; 0: the state before the event, or none."""
     def __init__(
         self,
         *,
@@ -444,10 +447,11 @@ class Rejection(_message.Message):
         reason: _builtins.str = ...,
         errcode: _builtins.str = ...,
         event_index: _builtins.int = ...,
+        snapshot_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errcode", b"errcode", "event_index", b"event_index", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errcode", b"errcode", "event_index", b"event_index", "reason", b"reason", "rule", b"rule", "snapshot_id", b"snapshot_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

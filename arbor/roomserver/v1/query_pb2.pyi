@@ -1099,8 +1099,11 @@ class ExplainEventResponse(_message.Message):
     CHECKED_AGAINST_FIELD_NUMBER: _builtins.int
     RESOLUTION_FIELD_NUMBER: _builtins.int
     MISSING_EVENT_IDS_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     known: _builtins.bool
     """The event is known."""
+    check: _builtins.str
+    """What `checked_against` is: `auth events`, `state before`, or `current state` (of the room when it came)."""
     @_builtins.property
     def event(self) -> Global___StoredEvent:
         """The event and how it stands."""
@@ -1130,10 +1133,11 @@ class ExplainEventResponse(_message.Message):
         checked_against: _abc.Iterable[_common_pb2.Event] | None = ...,
         resolution: _abc.Iterable[_builtins.str] | None = ...,
         missing_event_ids: _abc.Iterable[_builtins.str] | None = ...,
+        check: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_against", b"checked_against", "decision", b"decision", "event", b"event", "known", b"known", "missing_event_ids", b"missing_event_ids", "resolution", b"resolution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "checked_against", b"checked_against", "decision", b"decision", "event", b"event", "known", b"known", "missing_event_ids", b"missing_event_ids", "resolution", b"resolution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeR
 from arbor.log.v1.output_pb2 import OutputMessage, Placement
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.events import Event
-from roomserver.rpc import exports, graph, reads
+from roomserver.rpc import explain, exports, reads
 from roomserver.storage import events as event_rows
 from roomserver.storage import staging
 from tests.support.judging import JudgeBench, foreign, local, message
@@ -74,7 +74,7 @@ def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
         BOB, "m.room.message", {"body": "y"}, auth=[room.create.event_id, bad.event_id], prev=[after.event_id]
     )
     assert bench.submit(foreign(room_id, [cites]))[0].code == CODE.VERDICT_CODE_REJECTED
-    explained = bench.database.read_sync(graph.read_explanation, bad.event_id)
+    explained = bench.database.read_sync(explain.read_explanation, bad.event_id)
     assert explained.decision.rule == verdict.rejection.rule
     assert {event.event_id for event in explained.checked_against} >= {room.create.event_id}
 

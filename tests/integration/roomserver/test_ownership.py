@@ -115,12 +115,12 @@ def test_garbage_is_counted_then_collected(database_url: str) -> None:
     bench.submit(*[local(room_id, [event], txn=event.event_id) for event in events])
     bench.settle()
     bench.settle()
-    kept = bench.database.read_sync(garbage.collect, now, dry_run=True)
+    kept = bench.database.read_sync(garbage.collect, now, range(4), dry_run=True)
     assert kept["transaction_key"] == kept["snapshot"] == 0
     later = now + 2 * garbage.DAY_MS
-    counted = bench.database.read_sync(garbage.collect, later, dry_run=True)
+    counted = bench.database.read_sync(garbage.collect, later, range(4), dry_run=True)
     assert counted["transaction_key"] == 20
-    assert bench.database.write_sync(garbage.collect, later, dry_run=False) == counted
+    assert bench.database.write_sync(garbage.collect, later, range(4), dry_run=False) == counted
     # Whatever is left still gives every event its state.
     answers = bench.database.read_sync(reads.read_state, room_id, [event.event_id for event in events], True)
     assert all(state for _, state in answers)
