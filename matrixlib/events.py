@@ -25,6 +25,7 @@ MAX_EVENT_BYTES: Final = 65_536
 MAX_FIELD_BYTES: Final = 255
 MAX_PREV_EVENTS: Final = 20
 MAX_AUTH_EVENTS: Final = 10
+MAX_STORED_INTEGER: Final = 2**63 - 1
 MAX_DEPTH: Final = 2**63 - 1
 
 StateKey = tuple[str, str]
@@ -213,6 +214,9 @@ def _integer(pdu: dict[str, Any], key: str) -> int:
     value = pdu.get(key)
     if type(value) is not int:
         raise EventFormatError(f"{key} is not an integer")
+    # Early room versions allow any; no database or message of ours holds more.
+    if not -MAX_STORED_INTEGER <= value <= MAX_STORED_INTEGER:
+        raise EventFormatError(f"{key} is out of range")
     return value
 
 
@@ -228,7 +232,12 @@ def _references(pdu: dict[str, Any], key: str, version: RoomVersion) -> tuple[st
             ids.append(pair[0])
         value = ids
     for reference in value:
-        if not isinstance(reference, str) or reference[:1] != "$" or len(reference) > MAX_FIELD_BYTES:
+        if (
+            not isinstance(reference, str)
+            or reference[:1] != "$"
+            or len(reference) > MAX_FIELD_BYTES
+            or "\0" in reference
+        ):
             raise EventFormatError(f"{key} holds something else than event ids")
     return tuple(value)
 

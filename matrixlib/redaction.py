@@ -49,4 +49,5 @@ def redacts_of(pdu: Mapping[str, Any], room_version: RoomVersion) -> str | None:
         target = content.get("redacts") if isinstance(content, dict) else None
     else:
         target = pdu.get("redacts")
-    return target if isinstance(target, str) else None
+    # No event's id has a NUL, and not every database has texts with one.
+    return target if isinstance(target, str) and "\0" not in target else None

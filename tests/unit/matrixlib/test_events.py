@@ -86,6 +86,8 @@ def test_event_ids_by_version() -> None:
         {"origin_server_ts": 2**53},
         {"prev_events": {}},
         {"prev_events": [1]},
+        {"prev_events": ["$a\0b"]},
+        {"auth_events": ["$a\0b"]},
         {"prev_events": [["$x", {}]]},
         {"prev_events": ["!x"]},
         {"auth_events": None},
@@ -107,6 +109,14 @@ def test_event_ids_by_version() -> None:
 def test_malformed_events_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(EventFormatError):
         parse_event(pdu(**changes), V10)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 10**30])
+def test_times_that_nothing_can_hold_are_refused_in_every_version(number: int) -> None:
+    for version in ROOM_VERSIONS.values():
+        event = {**pdu(origin_server_ts=number), "event_id": "$e:example.org"}
+        with pytest.raises(EventFormatError):
+            parse_event(event, version)
 
 
 @pytest.mark.parametrize(

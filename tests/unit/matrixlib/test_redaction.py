@@ -94,6 +94,8 @@ def test_the_target_is_where_the_version_keeps_it(version: str) -> None:
         redacts_of({"type": "m.room.redaction", "redacts": 1, "content": {"redacts": []}}, room.version)
         is None
     )
+    nowhere = {"type": "m.room.redaction", "redacts": "$a\0b", "content": {"redacts": "$a\0b"}}
+    assert redacts_of(nowhere, room.version) is None
 
 
 def test_who_may_redact_since_version_3() -> None:
