@@ -39,6 +39,7 @@ HISTORY = output_pb2.PLACEMENT_HISTORY
 STATE = output_pb2.PLACEMENT_STATE
 HIDDEN = output_pb2.PLACEMENT_HIDDEN
 
+NAMING_TYPES = ("m.room.name", "m.room.canonical_alias")
 MAX_CACHED_ROOMS = 5_000
 SnapshotEvents = Mapping[int, Sequence[tuple[str, bytes]]]
 
@@ -743,6 +744,15 @@ class _Batch:
                 )
             )
         self._replace_applied(new)
+        self._renew_naming(new, position)
+
+    def _renew_naming(self, redacted: StoredEvent, position: int) -> None:
+        """A room that lost its name has other heroes: its naming state counts as set anew."""
+        if redacted.type not in NAMING_TYPES or redacted.state_key != "":
+            return
+        since = state.load_since(self.connection, redacted.room_id, redacted.type, "", redacted.event_id)
+        if since is not None and since < position:
+            self._set_state(self.room(redacted.room_id), redacted.type, "", redacted, None, position, None)
 
     def _replace_applied(self, new: StoredEvent) -> None:
         """The batch's own list must not tell the memory what was redacted in the same batch."""

@@ -133,6 +133,17 @@ def load_state_event(
     return None if found is None else StoredEvent(*found)
 
 
+def load_since(connection: Connection, room_id: str, type_: str, state_key: str, event_id: str) -> int | None:
+    """Return from where on an event has been holding under its key; None: it does not hold now."""
+    found = row(
+        connection,
+        "SELECT since_position FROM room_state WHERE room_id = ? AND type = ? AND state_key = ?"
+        f" AND event_id = ? AND {_CURRENT}",
+        (room_id, type_, state_key, event_id),
+    )
+    return None if found is None else int(found[0])
+
+
 def _at(at: int | None) -> tuple[str, tuple[int, ...]]:
     if at is None:
         return f"s.until_position = {MAX_POSITION}", ()

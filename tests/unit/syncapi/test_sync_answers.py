@@ -276,6 +276,24 @@ async def test_redaction_reaches_what_is_read_later(world: SyncWorld) -> None:
     assert world.event(BOB, room.room_id, secret)["content"] == {}
 
 
+async def test_a_room_that_loses_its_name_has_heroes(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    name = room.state(ALICE, "m.room.name", "", {"name": "secret name"})
+    room.join(BOB)
+    first = await world.sync(BOB)
+    assert "m.heroes" not in first["rooms"]["join"][room.room_id]["summary"]
+    room.redact(ALICE, name)
+    answer = (await world.sync(BOB, first["next_batch"]))["rooms"]["join"][room.room_id]
+    assert answer["summary"]["m.heroes"] == [ALICE]
+    assert [event["content"] for event in answer["state"]["events"] if event["type"] == "m.room.name"] == [{}]
+    world.apply(world.messages[-2:])  # once more: nothing is renewed twice
+    renamed = room.state(ALICE, "m.room.name", "", {"name": "new"})
+    room.redact(ALICE, name)  # which holds no more
+    answer = (await world.sync(BOB, first["next_batch"]))["rooms"]["join"][room.room_id]
+    assert "m.heroes" not in answer["summary"]
+    assert renamed in ids(answer["timeline"])
+
+
 async def test_bad_and_future_tokens_are_refused(world: SyncWorld) -> None:
     world.room(ALICE)
     for since in ("", "s12_3", "a1_e1.x_l1.0"):
