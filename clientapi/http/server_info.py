@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from clientapi.http.edge import Edge
 from matrixlib.room_versions import ROOM_VERSIONS
 from servicekit.errors import MatrixError, not_found
@@ -80,8 +82,19 @@ class ServerInfoEndpoints:
         return json_response({"m.homeserver": {"base_url": base_url}})
 
     async def get_support(self, request: Request) -> Response:
-        """Say whom to ask for help: nobody is configured."""
-        raise not_found("No contact is configured")
+        """Say whom to ask for help."""
+        support = self._edge.config.support
+        if not support.contacts and support.support_page is None:
+            raise not_found("No contact is configured")
+        answer: dict[str, Any] = {}
+        if support.contacts:
+            answer["contacts"] = [
+                {key: value for key, value in msgspec.structs.asdict(contact).items() if value}
+                for contact in support.contacts
+            ]
+        if support.support_page is not None:
+            answer["support_page"] = support.support_page
+        return json_response(answer)
 
     async def get_turn_server(self, request: Request) -> Response:
         """Give credentials of a TURN server: there is none."""

@@ -148,6 +148,12 @@ def _complete(config: Config, tree: Mapping[str, Any], base_dir: Path) -> Config
     )
     _check_listeners(config.listeners)
     _check_grpc(config)
+    for number, contact in enumerate(config.support.contacts):
+        if not contact.matrix_id and not contact.email_address:
+            raise ConfigError(
+                "names nobody; allowed: with matrix_id, email_address, or both",
+                path=f"support.contacts[{number}]",
+            )
     return config
 
 

@@ -383,6 +383,21 @@ class ServerNotices(Section, frozen=True, kw_only=True):
     room_name: Annotated[str, doc("name of the room they come in")] = "Server notices"
 
 
+class SupportContact(Section, frozen=True, kw_only=True):
+    """How to reach somebody."""
+
+    role: Annotated[str, doc("m.role.admin, m.role.security, or a namespaced identifier")] = "m.role.admin"
+    matrix_id: Annotated[str | None, doc("a user id; this or email_address is needed")] = None
+    email_address: Annotated[str | None, doc("an e-mail address")] = None
+
+
+class Support(Section, frozen=True, kw_only=True):
+    """Whom users ask for help, told at /.well-known/matrix/support."""
+
+    contacts: Annotated[tuple[SupportContact, ...], doc("whom to write to")] = ()
+    support_page: Annotated[Url | None, doc("page with help")] = None
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
@@ -429,6 +444,7 @@ class Config(Section, frozen=True, kw_only=True):
     captcha: Annotated[Captcha, doc("captcha at registration")] = Captcha()
     cas: Annotated[Cas, doc("login through CAS")] = Cas()
     server_notices: Annotated[ServerNotices, doc("messages from the server to its users")] = ServerNotices()
+    support: Annotated[Support, doc("whom users ask for help")] = Support()
 
     def is_local(self, server_name: str) -> bool:
         """Say whether this deployment serves that server name."""

@@ -1,11 +1,13 @@
 """Profiles, filters, account data, tags, push rules, pushers, what the server says of itself."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.clientapi_alone import World
+from servicekit.config import ConfigError, load_config
+from tests.support.clientapi_alone import World, lone_clientapi
 
 
 async def test_a_changed_profile_reaches_the_rooms(world: World) -> None:
@@ -219,3 +221,25 @@ async def test_typing_and_receipts(world: World) -> None:
     assert await alice.ok("GET", marker) == {"event_id": event_id}
     assert await alice.fails("POST", f"/rooms/{room_id}/receipt/m.x/{event_id}") == (400, "M_INVALID_PARAM")
     assert await bob.fails("POST", f"/rooms/{room_id}/receipt/m.read/{event_id}") == (403, "M_FORBIDDEN")
+
+
+async def test_whom_to_ask_for_help(world: World, tmp_path: Path) -> None:
+    path = "/.well-known/matrix/support"
+    assert await world.client().fails("GET", path) == (404, "M_NOT_FOUND")
+    support = {
+        "contacts": [
+            {"matrix_id": "@root:here.example"},
+            {"email_address": "safe@here.example", "role": "m.role.security"},
+        ],
+        "support_page": "https://here.example/help",
+    }
+    async with lone_clientapi(tmp_path / "other", support=support) as other:
+        assert await other.client().ok("GET", path) == {
+            "contacts": [
+                {"role": "m.role.admin", "matrix_id": "@root:here.example"},
+                {"role": "m.role.security", "email_address": "safe@here.example"},
+            ],
+            "support_page": "https://here.example/help",
+        }
+    with pytest.raises(ConfigError, match=r"support\.contacts\[0\]"):
+        load_config(None, env={}, overrides={"server_name": "a.org", "support": {"contacts": [{}]}})
