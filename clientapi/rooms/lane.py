@@ -9,17 +9,14 @@ messages.
 
 STALE means that another writer was quicker; the quicker one is told so, too (`contended`). The lane takes
 the verdict's heads and state over, waits until everything built on the old view has come back, and builds
-it anew; from the third try it lets the room fork. For a while the lane is then *contended*: one message
-under way at a time, with all that waits chained in it, and after each it waits until the other writer has
-had its turn (or does not take it). Two writers alternate instead of making each other's chains stale.
+it anew; from the third try it lets the room fork. For a while the two then take turns
+(`clientapi.rooms.turns`).
 """
 
 import asyncio
 import itertools
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 
 from arbor.log.v1 import input_pb2
 from clientapi.clock import Clock
@@ -28,6 +25,7 @@ from clientapi.rooms.head import Head
 from clientapi.rooms.input_writer import InputWriter, Outcome, PendingEntry, PendingMessage, Unsettled
 from clientapi.rooms.queries import RoomQueries
 from clientapi.rooms.requests import AlreadyThere, Sent, TransactionKey, Wish
+from clientapi.rooms.turns import CHAIN_MAX_ENTRIES, Patience, Turns
 from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
 from matrixlib.event_auth import Refused, auth_types_for_event
 from matrixlib.events import Event, StateKey
@@ -40,13 +38,7 @@ log = get_logger("clientapi.rooms")
 
 REQUEST_DEADLINE_S = 15.0
 WINDOW = 16
-CHAIN_MAX_ENTRIES = 100
-CHAIN_MIN_ENTRIES = 4
 CHAIN_MAX_BYTES = 600_000
-CONTENDED_S = 1.0
-MIN_TURN_S = 0.006
-MAX_TURN_S = 0.1
-PATIENCE_TURNS = 6
 MAY_FORK_FROM_TRY = 3
 FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
 
@@ -57,14 +49,6 @@ _chain_entries = metrics.histogram(
     "clientapi_chain_entries", "Requests that went out in one message", buckets=metrics.SIZE_BUCKETS
 )
 _order = itertools.count()
-
-
-class Patience(Enum):
-    """What a contended lane waits for before it writes."""
-
-    NONE = "nothing"
-    UNTIL_OTHER = "the other writer's event"
-    UNTIL_QUIET = "a head that stands still"
 
 
 class LaneRequest:
@@ -138,14 +122,8 @@ class RoomLane:
         self._in_flight: dict[int, int] = {}
         self._progress = asyncio.Event()
         self._working = False
-        self._contended_until_s = 0.0
-        self._patience = Patience.NONE
-        self._last_accepted = ""
-        # Halved by each STALE, for what is in a chain is lost together; doubled by each message accepted.
-        self._chain_limit = CHAIN_MAX_ENTRIES
+        self._turns = Turns()
         self._not_before_s = 0.0
-        self._turn_s = 0.005
-        self._chain_length = 0
 
     @property
     def idle(self) -> bool:
@@ -220,7 +198,7 @@ class RoomLane:
             if not self._writer.connection.connected:
                 await self._wait_for_connection()
                 return
-            contended = loop.time() < self._contended_until_s
+            contended = self._turns.contended(loop.time())
             if self._refused:
                 # They are asked about once more, on a view that is nobody's guess.
                 blocked = bool(self._in_flight)
@@ -232,42 +210,14 @@ class RoomLane:
             if not blocked:
                 break
             await self._progress.wait()
-        if contended and self._patience is not Patience.NONE:
-            patience, self._patience = self._patience, Patience.NONE
-            await self._leave_turn(patience)
+        if contended:
+            await self._turns.wait(self._look_anew)
         if self._refused:
             self.forget_view()
 
-    async def _leave_turn(self, patience: Patience) -> None:
-        """Watch the room's head until it is our turn, and take the head as the view.
-
-        After something of ours was accepted the other writer is next: wait until its event is there. When
-        contention begins the other may have more under way: wait until the head stands still. Both for some
-        turns only; whoever does not use them has nothing to write.
-        """
-        loop = asyncio.get_running_loop()
-        turn_s = min(max(self._turn_s, MIN_TURN_S), MAX_TURN_S)
-        until_s = loop.time() + PATIENCE_TURNS * turn_s
-        before: tuple[str, ...] = ()
-        while True:
-            self.forget_view()
-            try:
-                head = await self._load_state(self._first_keys(self._waiting_requests()))
-            except MatrixError:
-                return  # who sends will hear it
-            if head is None:
-                return
-            if patience is Patience.UNTIL_OTHER:
-                if head.extremities != (self._last_accepted,):
-                    return
-            elif head.extremities == before:
-                return
-            before = head.extremities
-            if loop.time() >= until_s:
-                if patience is Patience.UNTIL_OTHER:
-                    self._contended_until_s = 0.0
-                return
-            await asyncio.sleep(turn_s * random.uniform(0.25, 0.45))  # noqa: S311
+    async def _look_anew(self) -> Head | None:
+        self.forget_view()
+        return await self._load_state(self._first_keys(self._waiting_requests()))
 
     def _waiting_requests(self) -> list[LaneRequest]:
         return [*self._returned, *self._refused, *itertools.islice(self._waiting, CHAIN_MAX_ENTRIES)]
@@ -300,7 +250,7 @@ class RoomLane:
             self._waiting.extendleft(reversed(back))
         now = asyncio.get_running_loop().time()
         batch: list[LaneRequest] = []
-        limit = self._chain_limit if now < self._contended_until_s else CHAIN_MAX_ENTRIES
+        limit = self._turns.chain_limit(now)
         while self._waiting and len(batch) < limit:
             request = self._waiting.popleft()
             if request.deadline_s <= now:
@@ -443,12 +393,10 @@ class RoomLane:
                 self._in_flight[generation] = left
             else:
                 del self._in_flight[generation]
-            if generation == self._generation:
-                self._chain_limit = min(self._chain_limit * 2, CHAIN_MAX_ENTRIES)
-            self._turn_s = 0.8 * self._turn_s + 0.2 * (loop.time() - written_s)
+            self._turns.settle(loop.time() - written_s, on_present_view=generation == self._generation)
             self._progress.set()
 
-        self._chain_length = len(chain)
+        self._turns.chain_length = len(chain)
         self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
         deadline_s = max(request.deadline_s for request in chain)
         message = PendingMessage(self.room_id, entries, deadline_s, on_settled)
@@ -471,10 +419,11 @@ class RoomLane:
         assert built is not None
         match outcome.code:
             case input_pb2.VERDICT_CODE_ACCEPTED:
+                turns = self._turns
                 if outcome.contended:
-                    self._contend()
-                self._last_accepted = built.event_id
-                self._patience = Patience.UNTIL_OTHER
+                    turns.contend(asyncio.get_running_loop().time())
+                turns.last_accepted = built.event_id
+                turns.patience = Patience.UNTIL_OTHER
                 request.succeed(Sent(outcome.event_id or built.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_DUPLICATE:
                 if outcome.event_id != built.event_id:
@@ -505,12 +454,7 @@ class RoomLane:
             # The first to come back of what was built on this view: another writer was quicker.
             self._generation += 1
             self._head = Head.from_stale(built, request.auth_state, stale)
-            known = self._contend()
-            self._chain_limit = max(min(self._chain_limit, self._chain_length) // 2, CHAIN_MIN_ENTRIES)
-            # The other writer hears only now that it is not alone, and may have more under way.
-            # Known: the other writer waits for us. New, or once more: it hears only now that it is not alone.
-            first_time = known and request.stale == 1
-            self._patience = Patience.NONE if first_time else Patience.UNTIL_QUIET
+            self._turns.lose(asyncio.get_running_loop().time(), once_more=request.stale > 1)
             _stale_messages.inc()
         else:
             head = self._head
@@ -520,13 +464,6 @@ class RoomLane:
             elif not head.provisional and stale.output_sequence == head.output_sequence:
                 head.merge_stale(built.room_version, stale)
         self._again(request)
-
-    def _contend(self) -> bool:
-        """Another writer is in this room: take turns for a while. Returns whether that was known."""
-        now = asyncio.get_running_loop().time()
-        known = now < self._contended_until_s
-        self._contended_until_s = now + CONTENDED_S
-        return known
 
     def _lose_view(self, request: LaneRequest) -> None:
         """What was built after this request stands on an event that will never be: the view is void."""
