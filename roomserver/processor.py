@@ -48,6 +48,9 @@ log = get_logger("roomserver")
 MAX_BATCH = 300
 PIPELINE = 4
 IDLE_S = 0.5
+PLACED_MIN = 8
+"""So many messages are published before a batch stores where they stand: fewer wait for more, or for quiet. What
+a crash leaves unstored the relay finds in the stream."""
 COLLECT_EVERY_S = 3600.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
@@ -296,8 +299,10 @@ class Processor:
 
     async def _commit(self, work: Work) -> "tuple[Outcome, asyncio.Future[list[Published]]]":
         async with self._writing:
-            work.published, self._placed = self._placed, []
-            deletable = [item for item in self._relay.deletable() if item.partition in self._held]
+            deletable: list[Published] = []
+            if not work.messages or len(self._placed) >= PLACED_MIN:
+                work.published, self._placed = self._placed, []
+                deletable = [item for item in self._relay.deletable() if item.partition in self._held]
             work.done = [(item.partition, item.output_no, item.sequence) for item in deletable]
             outcome = await self._write(work)
             self._judge.committed()

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from logging import DEBUG
 from typing import Any
 
 import orjson
@@ -41,6 +42,8 @@ _seconds = metrics.histogram("http_request_seconds", "Time from request to respo
 _in_flight = metrics.gauge("http_requests_in_flight", "Requests being answered")
 _connections = metrics.gauge("http_connections", "Open connections")
 
+_answering = 0  # counted without the gauge's lock
+_in_flight.set_function(lambda: _answering)
 _request_numbers = count()
 _request_prefix = os.urandom(4).hex()
 
@@ -163,6 +166,7 @@ class HttpListener:
         self._listening.clear()
 
     async def _answer(self, base: web.BaseRequest) -> Any:
+        global _answering
         started = time.perf_counter()
         identity = f"{_request_prefix}-{next(_request_numbers):x}"
         request_id.set(identity)  # aiohttp runs each request in a task, and context, of its own
@@ -173,7 +177,7 @@ class HttpListener:
             target = "/" + rest.partition("/")[2] if rest else target
         path, _, raw_query = target.partition("?")
         measured = _unrouted
-        _in_flight.inc()
+        _answering += 1
         try:
             if base.method == "OPTIONS":
                 response: Answer | web.StreamResponse = Answer(204, _OPTIONS_HEADERS)
@@ -203,14 +207,17 @@ class HttpListener:
             log.exception("request_failed", method=base.method, route=measured is not _unrouted, path=path)
             response = _error_response(MatrixError("M_UNKNOWN", 500, "Internal server error"))
         finally:
-            _in_flight.dec()
+            _answering -= 1
         if response.status in (408, 413, 415):
             # The rest of the body is not worth reading.
             response.force_close()
         measured.count(response.status)
         elapsed = time.perf_counter() - started
         measured.seconds.observe(elapsed)
-        log.debug("request", method=base.method, path=path, status=response.status, seconds=round(elapsed, 4))
+        if log.enabled_for(DEBUG):
+            log.debug(
+                "request", method=base.method, path=path, status=response.status, seconds=round(elapsed, 4)
+            )
         return response
 
     async def _handle(self, base: web.BaseRequest, request: Request) -> Answer | web.StreamResponse:
