@@ -37,6 +37,12 @@ class Accounts(Protocol):
         """Return a stored filter."""
         ...
 
+    def QueryAliases(  # noqa: N802
+        self, request: accounts_pb2.QueryAliasesRequest, /
+    ) -> Awaitable[accounts_pb2.QueryAliasesResponse]:
+        """Resolve aliases."""
+        ...
+
 
 class TokenCache:
     """Tokens that were resolved lately. `clock_ms`: the time in milliseconds since 1970."""

@@ -203,6 +203,15 @@ def parse_room_event_filter(text: str | None) -> EventFilter:
     return _event_filter(load_json(text), "filter")
 
 
+def parse_event_filter(value: Any) -> EventFilter:
+    """Compile the `filter` of a search.
+
+    Raises:
+        MatrixError: M_BAD_JSON.
+    """
+    return _event_filter(value, "filter")
+
+
 def load_json(text: str) -> Any:
     """Parse a filter given as text.
 

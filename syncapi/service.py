@@ -30,6 +30,8 @@ from syncapi.http import (
     messages,
     old_sync,
     relations,
+    room_summary,
+    search,
     state,
     sync,
     timestamp,
@@ -80,11 +82,24 @@ class SyncApi:
             cache_seconds=config.sync.response_cache_seconds,
             fetch_pdus=self._fetch_pdus,
         )
-        self._edge = Edge(self._database, self._tokens, reads, self._engine, FilterCache(self._accounts))
+        filters = FilterCache(self._accounts)
+        self._edge = Edge(self._database, self._tokens, reads, self._engine, filters, self._accounts)
 
     def routes(self, router: Router) -> None:
         """Add the HTTP routes."""
-        endpoints = (sync, messages, state, members, event, relations, timestamp, hierarchy, old_sync)
+        endpoints = (
+            sync,
+            messages,
+            state,
+            members,
+            event,
+            relations,
+            timestamp,
+            hierarchy,
+            room_summary,
+            search,
+            old_sync,
+        )
         for endpoint in endpoints:
             endpoint.add_routes(router, self._edge)
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from servicekit.database import Database
 from servicekit.errors import MatrixError, invalid_param
 from servicekit.http import Request
-from syncapi.auth import Caller, TokenCache
+from syncapi.auth import Accounts, Caller, TokenCache
 from syncapi.filters import Filter
 from syncapi.reads import ReadsFollowWrites
 from syncapi.storage import accounts
@@ -38,6 +38,7 @@ class Edge:
     reads: ReadsFollowWrites
     engine: SyncEngine
     filters: FilterSource
+    accounts: Accounts
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request, once what they wrote is applied."""

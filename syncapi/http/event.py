@@ -51,6 +51,43 @@ def load_one(connection: Connection, caller: Caller, room_id: str, event_id: str
     return render_list(connection, caller, [event], allowed.past, members)
 
 
+def load_side(
+    connection: Connection,
+    allowed: access.Access,
+    event: StoredEvent,
+    memberships: dict[int, str],
+    filter_: EventFilter,
+    ignored: frozenset[str],
+    *,
+    backwards: bool,
+    count: int,
+) -> tuple[list[StoredEvent], TopologicalToken]:
+    """Return the events next to one, on one side, and where to go on; adds to `memberships`."""
+    place = (event.depth, event.position if backwards else event.position + 1)
+    chosen: list[StoredEvent] = []
+    scanned = 0
+    while len(chosen) < count and scanned < MAX_SCANNED:
+        wanted = max(count - len(chosen), 1)
+        found = event_storage.load_page(
+            connection, event.room_id, backwards=backwards, start=place, through=allowed.through, count=wanted
+        )
+        scanned += len(found)
+        seen, outside = visible(connection, allowed.past, found)
+        memberships.update(outside)
+        chosen += [
+            other
+            for other in seen
+            if filter_.passes(other.type, other.sender, other.flags)
+            and not (other.sender in ignored and other.state_key is None)
+        ]
+        if found:
+            last = found[-1]
+            place = (last.depth, last.position if backwards else last.position + 1)
+        if len(found) < wanted:
+            break
+    return chosen, TopologicalToken(*place)
+
+
 def load_context(
     connection: Connection, caller: Caller, room_id: str, event_id: str, limit: int, filter_: EventFilter
 ) -> bytes:
@@ -60,29 +97,9 @@ def load_context(
     memberships = dict(members)
     sides: dict[bool, tuple[list[StoredEvent], TopologicalToken]] = {}
     for backwards, count in ((True, limit // 2), (False, limit - limit // 2)):
-        place = (event.depth, event.position if backwards else event.position + 1)
-        chosen: list[StoredEvent] = []
-        scanned = 0
-        while len(chosen) < count and scanned < MAX_SCANNED:
-            wanted = max(count - len(chosen), 1)
-            found = event_storage.load_page(
-                connection, room_id, backwards=backwards, start=place, through=allowed.through, count=wanted
-            )
-            scanned += len(found)
-            seen, outside = visible(connection, allowed.past, found)
-            memberships.update(outside)
-            chosen += [
-                other
-                for other in seen
-                if filter_.passes(other.type, other.sender, other.flags)
-                and not (other.sender in ignored and other.state_key is None)
-            ]
-            if found:
-                last = found[-1]
-                place = (last.depth, last.position if backwards else last.position + 1)
-            if len(found) < wanted:
-                break
-        sides[backwards] = (chosen, TopologicalToken(*place))
+        sides[backwards] = load_side(
+            connection, allowed, event, memberships, filter_, ignored, backwards=backwards, count=count
+        )
     before, start = sides[True]
     after, end = sides[False]
     at = (after[-1] if after else event).position

@@ -71,7 +71,8 @@ def _children(connection: Connection, room_id: str, suggested_only: bool) -> lis
     return [event for _, _, event in sorted(found, key=lambda item: (item[0], item[1]))]
 
 
-def _summary(connection: Connection, room_id: str, children: list[StoredEvent]) -> dict[str, Any] | None:
+def load_summary(connection: Connection, room_id: str, children: list[StoredEvent]) -> dict[str, Any] | None:
+    """Return what a room's state says of it; None: the room is not known."""
     room = rooms.load_room(connection, room_id)
     if room is None:
         return None
@@ -139,7 +140,7 @@ def load_hierarchy(
         create = _content(state.load_state_event(connection, current, "m.room.create", ""))
         is_space = create.get("type") == "m.space"
         children = _children(connection, current, suggested_only) if is_space else []
-        summary = _summary(connection, current, children)
+        summary = load_summary(connection, current, children)
         if summary is None:
             continue
         found.append(summary)
