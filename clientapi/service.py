@@ -94,7 +94,7 @@ class ClientApi:
             ModerationEndpoints(edge, db, changes),
             DeviceEndpoints(edge, db, teller, logins, uia),
             ServerInfoEndpoints(edge),
-            ProfileEndpoints(edge, db, changes, rooms.profile_updates),
+            ProfileEndpoints(edge, db, changes, rooms.profile_updates, rooms.remote),
             FilterEndpoints(edge, db),
             AccountDataEndpoints(edge, account_data),
             PushRuleEndpoints(edge, account_data, clock),

@@ -7,7 +7,9 @@ import msgspec
 from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, check_alias, check_room_id, read_body, room_id_of
 from clientapi.rooms.parts import Rooms
+from clientapi.rooms.public_rooms import MAX_LIMIT
 from clientapi.storage import directory
+from matrixlib.identifiers import is_valid_server_name, server_name_of
 from servicekit.errors import forbidden, invalid_param, not_found
 from servicekit.http import Request, Response, Router, json_response
 
@@ -70,6 +72,9 @@ class DirectoryEndpoints:
     async def resolve(self, request: Request) -> Response:
         """Say which room an alias points to."""
         alias = check_alias(request.path_params["room_alias"])
+        if not self._edge.config.is_local(server_name_of(alias)):
+            room_id, servers = await self._rooms.remote.resolve_alias(alias)
+            return json_response({"room_id": room_id, "servers": servers})
         room_id = await self._rooms.aliases.resolve(alias)
         return json_response({"room_id": room_id, "servers": list(self._edge.config.server_names)})
 
@@ -151,7 +156,7 @@ class DirectoryEndpoints:
     ) -> Response:
         server = request.query.get("server")
         if server is not None and not self._edge.config.is_local(server):
-            raise forbidden("Other servers' rooms cannot be listed")
+            return await self._remote_page(request, server, limit, since, search, room_types)
         page = await self._rooms.public_rooms.page(limit, since, search, room_types)
         answer: dict[str, Any] = {"chunk": page.chunk, "total_room_count_estimate": page.total}
         if page.next_batch is not None:
@@ -159,3 +164,24 @@ class DirectoryEndpoints:
         if page.prev_batch is not None:
             answer["prev_batch"] = page.prev_batch
         return json_response(answer)
+
+    async def _remote_page(
+        self,
+        request: Request,
+        server: str,
+        limit: int | None,
+        since: str | None,
+        search: str | None,
+        room_types: list[str | None] | None,
+    ) -> Response:
+        # Other servers are asked for people of ours only, also where our own list is open to all.
+        await self._edge.authenticate(request)
+        if not self._rooms.remote.enabled:
+            raise forbidden("Other servers' rooms cannot be listed")
+        if not is_valid_server_name(server):
+            raise invalid_param("server is not a server name")
+        wanted = {"generic_search_term": search, "room_types": room_types}
+        query: dict[str, Any] = {"limit": min(limit or MAX_LIMIT, MAX_LIMIT), "since": since}
+        query["filter"] = {key: value for key, value in wanted.items() if value is not None} or None
+        asked = {key: value for key, value in query.items() if value is not None}
+        return json_response(await self._rooms.remote.public_rooms(server, asked))

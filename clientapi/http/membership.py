@@ -1,11 +1,13 @@
 """Room membership: join, knock, invite, leave, kick, ban, unban, forget."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from clientapi.http.edge import EMPTY, Edge, check_alias, check_room_id, check_user_id, convert, room_id_of
 from clientapi.rooms.parts import Rooms
+from matrixlib.identifiers import server_name_of
 from servicekit.errors import MatrixError, invalid_param, missing_param
 from servicekit.http import Request, Response, Router, json_response
 
@@ -46,28 +48,30 @@ class MembershipEndpoints:
 
     async def join(self, request: Request) -> Response:
         """Join a room by its id."""
-        return await self._join(request, room_id_of(request))
+        return await self._join(request, room_id_of(request), ())
 
     async def join_by_id_or_alias(self, request: Request) -> Response:
         """Join a room by id or alias."""
         # Who asks is asked first: what an alias points to is nobody's business without a token.
         await self._edge.authenticate(request)
-        return await self._join(request, await self._room_id(request))
+        return await self._join(request, *await self._room_id(request))
 
-    async def _join(self, request: Request, room_id: str) -> Response:
+    async def _join(self, request: Request, room_id: str, servers: Sequence[str]) -> Response:
         session = await self._edge.authenticate(request)
         if session.suspended:
             raise MatrixError("M_USER_SUSPENDED", 403, "This account is suspended")
         self._edge.joins.check(session.user_id)
-        await self._memberships.join(session, room_id, await _reason(request))
+        via = [*_via(request), *servers]
+        await self._memberships.join(session, room_id, await _reason(request), via)
         return json_response({"room_id": room_id})
 
     async def knock(self, request: Request) -> Response:
         """Ask to be let into a room."""
         session = await self._edge.authenticate_writer(request)
         self._edge.joins.check(session.user_id)
-        room_id = await self._room_id(request)
-        await self._memberships.knock(session.user_id, room_id, await _reason(request))
+        room_id, servers = await self._room_id(request)
+        via = [*_via(request), *servers]
+        await self._memberships.knock(session.user_id, room_id, await _reason(request), via)
         return json_response({"room_id": room_id})
 
     async def leave(self, request: Request) -> Response:
@@ -116,13 +120,22 @@ class MembershipEndpoints:
         await self._memberships.unban(session.user_id, room_id_of(request), target, extra)
         return EMPTY
 
-    async def _room_id(self, request: Request) -> str:
+    async def _room_id(self, request: Request) -> tuple[str, Sequence[str]]:
+        """Return the room that the path names, and servers that an alias's server gave for it."""
         name = request.path_params["room_id_or_alias"]
         if name.startswith("#"):
-            return await self._rooms.aliases.resolve(check_alias(name))
+            alias = check_alias(name)
+            if self._edge.config.is_local(server_name_of(alias)):
+                return await self._rooms.aliases.resolve(alias), ()
+            return await self._rooms.remote.resolve_alias(alias)
         if name.startswith("!"):
-            return check_room_id(name)
+            return check_room_id(name), ()
         raise invalid_param("The path holds neither a room id nor an alias")
+
+
+def _via(request: Request) -> list[str]:
+    """Return the servers that the client names: `via`, and `server_name` as it was called before v1.12."""
+    return [*request.query_all("via"), *request.query_all("server_name")]
 
 
 async def _reason(request: Request) -> dict[str, Any]:

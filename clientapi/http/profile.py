@@ -7,6 +7,7 @@ import orjson
 from clientapi.accounts.changes import IN_MEMBER_EVENTS, AccountChanges
 from clientapi.http.edge import EMPTY, Edge, check_user_id
 from clientapi.rooms.profile_updates import ProfileUpdates
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.storage import users
 from matrixlib.canonical_json import CanonicalJsonError, encode_strict
 from matrixlib.identifiers import is_namespaced_identifier, server_name_of
@@ -22,11 +23,19 @@ MAX_KEY_BYTES = 255
 class ProfileEndpoints:
     """`/profile/{userId}`, `/profile/{userId}/{keyName}`."""
 
-    def __init__(self, edge: Edge, db: Database, changes: AccountChanges, updates: ProfileUpdates) -> None:
+    def __init__(
+        self,
+        edge: Edge,
+        db: Database,
+        changes: AccountChanges,
+        updates: ProfileUpdates,
+        remote: RemoteRooms,
+    ) -> None:
         self._edge = edge
         self._db = db
         self._changes = changes
         self._updates = updates
+        self._remote = remote
 
     def add_routes(self, router: Router) -> None:
         """Add the routes."""
@@ -39,13 +48,13 @@ class ProfileEndpoints:
 
     async def get_profile(self, request: Request) -> Response:
         """Return a user's whole profile."""
-        fields = await self._load(request)
+        fields = await self._load(request, "")
         return json_response({name: orjson.loads(value) for name, value in sorted(fields.items())})
 
     async def get_field(self, request: Request) -> Response:
         """Return one field of a profile."""
         name = request.path_params["key_name"]
-        value = (await self._load(request)).get(name)
+        value = (await self._load(request, name)).get(name)
         if value is None:
             if name in IN_MEMBER_EVENTS:
                 # Not set: clients of old expect an empty answer.
@@ -53,11 +62,14 @@ class ProfileEndpoints:
             raise not_found("The profile has no such field")
         return json_response({name: orjson.loads(value)})
 
-    async def _load(self, request: Request) -> dict[str, bytes]:
+    async def _load(self, request: Request, field: str) -> dict[str, bytes]:
         user_id = check_user_id(request.path_params["user_id"])
         fields = None
         if self._edge.config.is_local(server_name_of(user_id)):
             fields = await self._db.read(users.load_profile, user_id)
+        elif self._remote.enabled:
+            told = await self._remote.profile(user_id, field)
+            fields = None if told is None else {name: orjson.dumps(value) for name, value in told.items()}
         if fields is None:
             raise not_found("There is no such profile")
         return fields

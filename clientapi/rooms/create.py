@@ -31,7 +31,10 @@ from matrixlib.room_versions import RoomVersion, get_room_version
 from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.errors import MatrixError, bad_json, unavailable
+from servicekit.logging import get_logger
 from servicekit.positions import user_positions
+
+log = get_logger("clientapi.rooms")
 
 CREATE_TIMEOUT_S: Final = 15.0
 MAX_ROOM_BYTES: Final = 900_000
@@ -144,9 +147,12 @@ class RoomCreator:
         """
         for invitee in room.invitees:
             self._memberships.check_invitable(invitee)
+        elsewhere = [user for user in room.invitees if not self._config.is_local(server_name_of(user))]
         profiles = await self._db.read(_load_profiles, [room.creator, *room.invitees])
         chain = _Chain(self._sender, room)
         for draft in room_drafts(room, profiles):
+            if draft.type == "m.room.member" and draft.state_key in elsewhere:
+                continue  # signed by their servers first, which takes a room that stands
             chain.add(draft)
             if len(chain.events) > MAX_EVENTS:
                 raise MatrixError("M_TOO_LARGE", 413, f"A new room has at most {MAX_EVENTS} events")
@@ -170,6 +176,13 @@ class RoomCreator:
         head = Head(room.room_version, (last.event_id,), last.depth, sequence)
         head.learn(chain.state, chain.state)
         self._sender.lane(room_id).begin(head)
+        extra = {"is_direct": True} if room.is_direct else {}
+        for invitee in elsewhere:
+            try:
+                await self._memberships.invite(room.creator, room_id, invitee, extra)
+            except MatrixError as error:
+                # The room is made; that one could not be told of it does not undo that.
+                log.info("invite_not_sent", room_id=room_id, user_id=invitee, error=str(error))
         return room_id
 
     async def _write(self, room_id: str, chain: _Chain) -> int:

@@ -265,8 +265,19 @@ class InputWriter:
                 await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), max(left_s, 0.0)))  # noqa: S311
                 pause_s = min(pause_s * 2, RETRY_MAX_S)
 
-    async def write_alone(self, room_id: str, events: list[Event], now_ms: int, timeout_s: float) -> Outcome:
-        """Write one entry on no heads (a new room) and return what became of it."""
+    async def write_alone(
+        self,
+        room_id: str,
+        events: list[Event],
+        now_ms: int,
+        timeout_s: float,
+        built_on: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Write one entry and return what became of it.
+
+        Args:
+            built_on: the heads it was built on, which it may fork; none: a new room.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
 
@@ -275,7 +286,7 @@ class InputWriter:
 
         entry = PendingEntry(events, None, settle)
         message = PendingMessage(room_id, [entry], loop.time() + timeout_s, lambda _message: None)
-        self.publish(message, now_ms, ())
+        self.publish(message, now_ms, built_on, may_fork=bool(built_on))
         return await asyncio.shield(future)
 
 

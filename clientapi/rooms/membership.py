@@ -1,6 +1,6 @@
 """Joining, leaving, inviting, kicking, banning, knocking, forgetting (spec, "Room membership")."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -9,6 +9,9 @@ from sqlalchemy import Connection
 from clientapi.accounts.sessions import Session
 from clientapi.accounts.tell import Teller, room_forgotten
 from clientapi.clock import Clock
+from clientapi.rooms.head import Head
+from clientapi.rooms.invites import RemoteInvites
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Decide, Draft, Sent, Wish
 from clientapi.rooms.send import RoomSender
 from clientapi.storage import settings, users
@@ -19,6 +22,7 @@ from matrixlib.room_versions import RoomVersion
 from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.errors import MatrixError, forbidden, not_found
+from servicekit.positions import user_positions
 
 JOIN_RULES: Final = ("m.room.join_rules", "")
 GUEST_ACCESS: Final = ("m.room.guest_access", "")
@@ -28,40 +32,54 @@ class Memberships:
     """Changes memberships of local users, and of others by local users."""
 
     def __init__(
-        self, config: Config, db: Database, teller: Teller, sender: RoomSender, clock: Clock
+        self,
+        config: Config,
+        db: Database,
+        teller: Teller,
+        sender: RoomSender,
+        remote: RemoteRooms,
+        clock: Clock,
     ) -> None:
         self._config = config
         self._db = db
         self._teller = teller
         self._sender = sender
+        self._remote = remote
+        self._remote_invites = RemoteInvites(sender, remote, clock)
         self._clock = clock
 
     # -- one's own
     # -------------------------------------------------------------------------------------------------
 
-    async def join(self, session: Session, room_id: str, extra: Mapping[str, Any]) -> Sent:
-        """Join a room that we take part in.
+    async def join(
+        self, session: Session, room_id: str, extra: Mapping[str, Any], via: Sequence[str] = ()
+    ) -> Sent:
+        """Join a room, through another server if we take no part in it.
 
         Args:
             extra: further content of the member event, such as `reason`.
+            via: servers that may be in the room, best first.
 
         Raises:
-            MatrixError: M_FORBIDDEN, M_NOT_FOUND for a room that is not known here.
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND for a room that no server is known for, 502.
         """
         user_id = session.user_id
         member_key = ("m.room.member", user_id)
         keys = frozenset({CREATE_KEY, POWER_LEVELS_KEY, JOIN_RULES, GUEST_ACCESS, member_key})
-        head, state = await self._sender.view(room_id, keys)
-        if not head.participating:
-            head, state = await self._sender.fresh_view(room_id, keys)
-        if not head.participating:
-            # Back after absence goes through another server.
-            raise not_found("No server of this room is known")
+        head, state = await self._present(room_id, keys)
+        if head is None or not head.participating:
+            return await self._join_remotely(session, room_id, extra, via)
         if session.guest and _content(state, GUEST_ACCESS).get("guest_access") != "can_join":
             raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not join this room")
         profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
         content: dict[str, Any] = {**extra, "membership": "join", **profile}
-        authoriser = await self._authoriser(room_id, user_id, head.room_version, state)
+        try:
+            authoriser = await self._authoriser(room_id, user_id, head.room_version, state)
+        except MatrixError as error:
+            others = [*via, *await self._servers_of(room_id)]
+            if error.errcode != "M_UNABLE_TO_GRANT_JOIN" or not self._remote.enabled or not others:
+                raise
+            return await self._join_remotely(session, room_id, extra, via)
         if authoriser is not None:
             content["join_authorised_via_users_server"] = authoriser
 
@@ -76,6 +94,49 @@ class Memberships:
         if forgotten:
             await self._db.write(settings.delete_forgotten, user_id, room_id)
         return sent
+
+    async def _join_remotely(
+        self, session: Session, room_id: str, extra: Mapping[str, Any], via: Sequence[str]
+    ) -> Sent:
+        user_id = session.user_id
+        if not self._remote.enabled:
+            raise not_found("No server of this room is known")
+        if session.guest:
+            raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not join rooms of other servers")
+        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
+        servers = [*via, *await self._servers_of(room_id)]
+        sent = await self._remote.join(user_id, room_id, servers, {**extra, **profile})
+        self._happened(user_id, room_id, sent)
+        if forgotten:
+            await self._db.write(settings.delete_forgotten, user_id, room_id)
+        return sent
+
+    async def _present(
+        self, room_id: str, keys: frozenset[StateKey]
+    ) -> tuple[Head | None, Mapping[StateKey, Event]]:
+        """Return the room as the RoomServer has it now; no head: it is not known here.
+
+        A lane does not hear that we come to take part in a room, or no longer do.
+        """
+        try:
+            return await self._sender.fresh_view(room_id, keys)
+        except MatrixError as error:
+            if error.errcode != "M_NOT_FOUND":
+                raise
+            return None, {}
+
+    async def _servers_of(self, room_id: str) -> list[str]:
+        """Return other servers that may be in a room that we were in, or that is called after one."""
+        joined = await self._sender.queries.memberships([], room_id, kinds=["join"])
+        names = {server_name_of(item.membership.user_id): None for item in joined}
+        names[server_name_of(room_id)] = None
+        return [name for name in names if name and not self._config.is_local(name)]
+
+    def _happened(self, user_id: str, room_id: str, sent: Sent) -> None:
+        """Something was done in a room that did not go through its lane."""
+        if sent.output_sequence:
+            user_positions.note(user_id, sent.output_sequence)
+        self._sender.lane(room_id).forget_view()
 
     async def _authoriser(
         self, room_id: str, user_id: str, version: RoomVersion, state: Mapping[StateKey, Event]
@@ -117,7 +178,20 @@ class Memberships:
             MatrixError: M_FORBIDDEN, M_NOT_FOUND.
         """
         member_key = ("m.room.member", user_id)
-        await self._sender.view(room_id, frozenset({member_key}))
+        head, present = await self._present(room_id, frozenset({CREATE_KEY, member_key}))
+        if head is None or not head.participating:
+            member = present.get(member_key)
+            if await self._invited_or_knocking(user_id, room_id):
+                # Unless all have left a room of ours, others are in it, who must hear of it.
+                elsewhere = CREATE_KEY not in present or await self._servers_of(room_id)
+                if elsewhere and self._remote.enabled:
+                    sent = await self._remote.leave(user_id, room_id, extra)
+                    self._happened(user_id, room_id, sent)
+                    return sent
+            elif member is not None and member.membership == "leave":
+                return Sent(member.event_id, 0)
+            if head is None:
+                raise not_found("There is no such room here")
         draft = Draft("m.room.member", {**extra, "membership": "leave"}, user_id)
 
         def decide(_version: RoomVersion, state: Mapping[StateKey, Event]) -> Draft | AlreadyThere:
@@ -130,16 +204,27 @@ class Memberships:
 
         return await self._sender.send(room_id, Wish(user_id, draft, frozenset({member_key}), decide))
 
-    async def knock(self, user_id: str, room_id: str, extra: Mapping[str, Any]) -> Sent:
-        """Ask to be let in.
+    async def _invited_or_knocking(self, user_id: str, room_id: str) -> bool:
+        found = await self._sender.queries.memberships([user_id], room_id)
+        return bool(found) and found[0].membership.membership in ("invite", "knock")
+
+    async def knock(
+        self, user_id: str, room_id: str, extra: Mapping[str, Any], via: Sequence[str] = ()
+    ) -> Sent:
+        """Ask to be let in, through another server if we take no part in the room.
 
         Raises:
-            MatrixError: M_FORBIDDEN, M_NOT_FOUND.
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND, 502.
         """
-        head, _state = await self._sender.view(room_id, frozenset({CREATE_KEY}))
-        if not head.participating:
-            raise not_found("No server of this room is known")
+        head, _state = await self._present(room_id, frozenset({CREATE_KEY}))
         profile = await self._db.read(load_member_profile, user_id)
+        if head is None or not head.participating:
+            if not self._remote.enabled:
+                raise not_found("No server of this room is known")
+            servers = [*via, *await self._servers_of(room_id)]
+            sent = await self._remote.knock(user_id, room_id, servers, {**extra, **profile})
+            self._happened(user_id, room_id, sent)
+            return sent
         content = {**extra, "membership": "knock", **profile}
         return await self._change(user_id, room_id, user_id, content, None)
 
@@ -164,12 +249,17 @@ class Memberships:
     # ---------------------------------------------------------------------------------------------------
 
     async def invite(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
-        """Invite a local user.
+        """Invite a user; one of another server is asked for its signature first.
 
         Raises:
-            MatrixError: M_FORBIDDEN; users of other servers cannot be invited yet.
+            MatrixError: M_FORBIDDEN; 502 if the other server cannot be reached.
         """
         self.check_invitable(target)
+        if not self._config.is_local(server_name_of(target)):
+            content = {**extra, "membership": "invite"}
+            sent = await self._remote_invites.invite(user_id, room_id, target, content)
+            self._happened(user_id, room_id, sent)
+            return sent
         profile = await self._db.read(load_member_profile, target)
         content = {**extra, "membership": "invite", **profile}
 
@@ -182,7 +272,7 @@ class Memberships:
 
     def check_invitable(self, target: str) -> None:
         """Check that we can invite a user at all. Raises MatrixError M_FORBIDDEN."""
-        if not self._config.is_local(server_name_of(target)):
+        if not self._config.is_local(server_name_of(target)) and not self._remote.enabled:
             raise forbidden("Users of other servers cannot be invited")
 
     async def kick(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:

@@ -8,6 +8,7 @@ from clientapi.rooms.membership import Memberships
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.rooms.public_rooms import PublicRooms
 from clientapi.rooms.redaction import Redactions
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
@@ -24,7 +25,8 @@ class Rooms:
         self.db = db
         self.teller = teller
         self.sender = sender
-        self.memberships = Memberships(config, db, teller, sender, clock)
+        self.remote = RemoteRooms(config)
+        self.memberships = Memberships(config, db, teller, sender, self.remote, clock)
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, clock)
         self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)

@@ -59,7 +59,7 @@ class RoomSender:
         self.queries = queries
         self.builder = builder
         self.clock = clock
-        self._spawn = spawn
+        self.spawn = spawn
         self._lanes: OrderedDict[str, RoomLane] = OrderedDict()
         self._in_progress: dict[TransactionKey, asyncio.Future[Sent]] = {}
         self._done: OrderedDict[TransactionKey, Sent] = OrderedDict()
@@ -131,7 +131,7 @@ class RoomSender:
         """Return the lane of a room."""
         lane = self._lanes.get(room_id)
         if lane is None:
-            lane = RoomLane(room_id, self.writer, self.queries, self.builder, self.clock, self._spawn)
+            lane = RoomLane(room_id, self.writer, self.queries, self.builder, self.clock, self.spawn)
             self._lanes[room_id] = lane
             if len(self._lanes) > MAX_IDLE_LANES:
                 self._drop_idle_lanes()
