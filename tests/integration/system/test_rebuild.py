@@ -169,7 +169,8 @@ class Scene:
         shown["main"] = await self.bob.all_messages(self.main)
         shown["old"] = await self.bob.all_messages(self.old)
         shown["left"] = await self.carol.all_messages(self.left)
-        return without_tokens(shown)
+        answers: dict[str, Any] = without_tokens(shown)
+        return answers
 
 
 def without_tokens(value: Any) -> Any:

@@ -41,6 +41,7 @@ async def test_twenty_at_once(
 ) -> None:
     alice = await homeserver.register(session, unique("alice"))
     room_id = await alice.create_room()
+    ids: list[str] = []
     for attempt in range(3):
         ids = await asyncio.gather(
             *(alice.send(room_id, f"race {attempt}", txn_id=f"t{attempt}") for _ in range(20))
@@ -129,7 +130,7 @@ async def test_reads_follow_writes(
             case 3:
                 path = f"{room}/context/{segment(event_id)}"
                 assert (await alice.get(path))["event"]["event_id"] == event_id
-            case 4:
+            case _:
                 answer = await alice.sync(since)
                 assert [e["event_id"] for e in joined_timeline(answer, room_id)][-1] == event_id
         since = (await alice.sync(since))["next_batch"]
@@ -200,7 +201,7 @@ async def test_through_two_edges_and_restarts(
             case 2:
                 path = f"{room}/context/{segment(event_id)}"
                 assert (await alice.get(path))["event"]["event_id"] == event_id
-            case 3:
+            case _:
                 last = await there.set_state(room_id, "org.example", {"n": number})
                 await follower.catch_up(last)
                 assert await alice.get(f"{room}/state/org.example") == {"n": number}
