@@ -6,6 +6,7 @@ notifications  what push rules make of an event: per class of rule set, with exc
 rendering      an event's client JSON as bytes, and how the variants of `unsigned` are spliced in
 window         what is recent, in memory: answers incremental /sync without the database
 live           who types, from the LIVE stream
+presence       who reads is present: told on LIVE
 filters        filters, compiled
 tokens         sync tokens and topological tokens
 access         which user may read which part of a room

@@ -5,7 +5,7 @@ is told what is current.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -88,6 +88,7 @@ class Live:
             return message.typing.room_id, None
         if kind == "presence":
             told = message.presence
+            self.presence.pop(told.user_id, None)  # the dictionary is in the order of changes
             self.presence[told.user_id] = UserPresence(
                 sequence,
                 told.presence,
@@ -137,12 +138,10 @@ class Live:
                     found[room_id] = users
         return found
 
-    def presence_since(self, users: Iterable[str], epoch: str | None, sequence: int) -> list[bytes]:
-        """Return the presence events of users that the client does not know."""
+    def presence_since(self, epoch: str | None, sequence: int) -> Iterator[tuple[str, UserPresence]]:
+        """Yield the users whose presence the client does not know, last changed first."""
         known = sequence if epoch == self.epoch else 0
-        clock = self.clock_ms()
-        return [
-            told.render(user, clock)
-            for user in users
-            if (told := self.presence.get(user)) is not None and told.sequence > known
-        ]
+        for user_id, told in reversed(self.presence.items()):
+            if told.sequence <= known:
+                return
+            yield user_id, told

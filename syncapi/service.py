@@ -15,7 +15,7 @@ from servicekit.log.connection import LogConnection
 from servicekit.log.errors import PositionLost
 from servicekit.log.follower import Follower
 from servicekit.log.reader import LogReader
-from servicekit.log.subjects import LIVE, OUTPUT
+from servicekit.log.subjects import LIVE, OUTPUT, presence_subject
 from servicekit.logging import get_logger
 from servicekit.positions import user_positions
 from syncapi.applied import Applied
@@ -37,9 +37,12 @@ from syncapi.http import (
     timestamp,
 )
 from syncapi.http.edge import Edge
+from syncapi.http.presence import PresenceStatus
 from syncapi.live import Live, now_ms
+from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
 from syncapi.rebuild import rebuild_database
+from syncapi.remote import RemoteHistory
 from syncapi.storage.tables import log_tables, metadata
 from syncapi.sync.engine import SyncEngine
 from syncapi.sync.presence import shares_room
@@ -83,7 +86,11 @@ class SyncApi:
             fetch_pdus=self._fetch_pdus,
         )
         filters = FilterCache(self._accounts)
-        self._edge = Edge(self._database, self._tokens, reads, self._engine, filters, self._accounts)
+        self._presence = PresenceTeller(self._live, self._publish_presence, enabled=config.presence.enabled)
+        remote = RemoteHistory(config, self._rooms, reads.wait_for_sequence)
+        self._edge = Edge(
+            self._database, self._tokens, reads, self._engine, filters, self._accounts, self._presence, remote
+        )
 
     def routes(self, router: Router) -> None:
         """Add the HTTP routes."""
@@ -102,6 +109,7 @@ class SyncApi:
         )
         for endpoint in endpoints:
             endpoint.add_routes(router, self._edge)
+        PresenceStatus(self._edge, self._window, self._live).add_routes(router)
 
     def servicers(self) -> list[Any]:
         """Nothing is asked of this service by gRPC."""
@@ -123,6 +131,7 @@ class SyncApi:
             group.create_task(self._follow_output())
             group.create_task(self._follow_live())
             group.create_task(self._load_again())
+            group.create_task(self._presence.run())
 
     async def drain(self) -> None:
         """Let long polls answer."""
@@ -182,6 +191,11 @@ class SyncApi:
             )
             found |= {stored.event.event_id: stored.event.pdu_json for stored in told.events}
         return found
+
+    async def _publish_presence(self, user_id: str, message: bytes) -> None:
+        assert self._connection is not None
+        subject = presence_subject(user_id, self._connection.partitions)
+        await self._connection.publish(subject, message, timeout_s=2.0)
 
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)

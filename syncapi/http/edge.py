@@ -11,7 +11,9 @@ from servicekit.errors import MatrixError, invalid_param
 from servicekit.http import Request
 from syncapi.auth import Accounts, Caller, TokenCache
 from syncapi.filters import Filter
+from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
+from syncapi.remote import RemoteHistory
 from syncapi.storage import accounts
 from syncapi.storage import events as event_storage
 from syncapi.sync.engine import SyncEngine
@@ -39,6 +41,8 @@ class Edge:
     engine: SyncEngine
     filters: FilterSource
     accounts: Accounts
+    presence: PresenceTeller
+    remote: RemoteHistory
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request, once what they wrote is applied."""

@@ -35,7 +35,7 @@ from syncapi.storage.accounts import load_account_entry
 from syncapi.visibility import visible
 from syncapi.window import parse_ignored
 
-MAX_SCANNED = 20_000
+MAX_SCANNED = 10_000
 MAX_RESULTS = 500
 MAX_LIMIT = 100
 MAX_CONTEXT = 50
@@ -64,6 +64,11 @@ class Criteria:
     limit: int
     before: int | None = None
     offset: int = 0
+
+    @property
+    def plain(self) -> tuple[bytes, ...]:
+        """Return the words of ASCII, which stand in an event's JSON as they are, case apart."""
+        return tuple(word.encode() for word in self.words if word.isascii())
 
 
 @dataclass(slots=True)
@@ -166,11 +171,14 @@ def _room_events(connection: Connection, room_id: str, through: int) -> Iterator
         through = page[-1].position - 1
 
 
-def _rank(event: StoredEvent, criteria: Criteria) -> float:
+def _rank(event: StoredEvent, criteria: Criteria, plain: tuple[bytes, ...]) -> float:
     """Return how well an event's text fits; 0: it lacks a word."""
     name = criteria.fields.get(event.type)
     if name is None or event.flags & REDACTED:
         return 0
+    lowered = event.body.lower()
+    if not all(word in lowered for word in plain):
+        return 0  # most events end here, before they are decoded
     text = orjson.loads(event.body + b"}")["content"].get(name)
     if not isinstance(text, str):
         return 0
@@ -197,7 +205,7 @@ def find_matches(
     """Return the matches of one request, newest first, and the position to go on before; None: that is all."""
     if not criteria.words:
         return [], None
-    before = criteria.before
+    before, plain = criteria.before, criteria.plain
     accesses = _accesses(connection, caller, criteria.filter)
     sources = [
         _room_events(
@@ -215,7 +223,7 @@ def find_matches(
             continue
         if not criteria.filter.passes(event.type, event.sender, event.flags):
             continue
-        rank = _rank(event, criteria)
+        rank = _rank(event, criteria, plain)
         if not rank:
             continue
         allowed = accesses[event.room_id]

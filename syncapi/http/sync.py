@@ -14,21 +14,20 @@ def add_routes(router: Router, edge: Edge) -> None:
     async def sync(request: Request) -> Response:
         caller = await edge.tokens.resolve(request)
         query = request.query
-        check_set_presence(query.get("set_presence"))
+        presence = check_set_presence(query.get("set_presence"))
         since = query.get("since")
         unstable = request.query_bool(UNSTABLE_STATE_AFTER)
-        body = await edge.engine.answer(
-            SyncRequest(
-                caller.user_id,
-                caller.device_id,
-                await edge.filters.load(caller.user_id, query.get("filter")),
-                since=parse_sync_token(since) if since else None,
-                timeout_ms=request.query_int("timeout", 0, maximum=MAX_TIMEOUT_MS),
-                full_state=request.query_bool("full_state"),
-                use_state_after=unstable or request.query_bool("use_state_after"),
-                unstable_state_after=unstable and not request.query_bool("use_state_after"),
-            )
+        wanted = SyncRequest(
+            caller.user_id,
+            caller.device_id,
+            await edge.filters.load(caller.user_id, query.get("filter")),
+            since=parse_sync_token(since) if since else None,
+            timeout_ms=request.query_int("timeout", 0, maximum=MAX_TIMEOUT_MS),
+            full_state=request.query_bool("full_state"),
+            use_state_after=unstable or request.query_bool("use_state_after"),
+            unstable_state_after=unstable and not request.query_bool("use_state_after"),
         )
-        return json_response(body)
+        with edge.presence.reading(caller.user_id, caller.device_id, presence):
+            return json_response(await edge.engine.answer(wanted))
 
     router.add("GET", "/_matrix/client/v3/sync", sync)

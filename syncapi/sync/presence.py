@@ -16,14 +16,14 @@ def presence_events(window: Window, live: Live, request: SyncRequest, reader: Re
     epoch, sequence = (request.since.live_epoch, request.since.live_sequence) if request.since else (None, 0)
     if epoch == live.epoch and sequence >= live.sequence:
         return []
-    shared = [
-        user
-        for user in live.presence
+    clock_ms = live.clock_ms()
+    return [
+        told.render(user, clock_ms)
+        for user, told in live.presence_since(epoch, sequence)
         if user not in reader.ignored
         and reader.filter.presence.passes("m.presence", user)
         and (user == reader.user_id or shares_room(window, reader.user_id, user))
     ]
-    return live.presence_since(shared, epoch, sequence)
 
 
 def shares_room(window: Window, one: str, other: str) -> bool:

@@ -30,11 +30,12 @@ class SyncRequest:
         return b"state_after" if self.use_state_after else b"state"
 
 
-def check_set_presence(value: str | None) -> None:
-    """Check `set_presence`.
+def check_set_presence(value: str | None) -> str:
+    """Check `set_presence` and return it, `online` if it was not given.
 
     Raises:
         MatrixError: M_INVALID_PARAM.
     """
     if value not in (None, "online", "offline", "unavailable"):
         raise invalid_param("set_presence must be online, offline or unavailable")
+    return value or "online"

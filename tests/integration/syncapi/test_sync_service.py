@@ -86,7 +86,10 @@ class Running:
 
 
 def make_config(directory: Path) -> Config:
-    return load_config(None, {}, {"server_name": "here", "data_dir": str(directory)})
+    # Who reads would wake others who read, which most tests here do not expect.
+    return load_config(
+        None, {}, {"server_name": "here", "data_dir": str(directory), "presence.enabled": "false"}
+    )
 
 
 @contextlib.asynccontextmanager
