@@ -84,9 +84,12 @@ class RoomEndpoints:
             if target is None:
                 raise missing_param("Missing redacts")
             rest = {key: value for key, value in content.items() if key != "redacts"}
-            return await self._redact(request, session, room_id, check_event_id(target), rest, "send")
+            return await self._redact(
+                request, session, room_id, check_event_id(target), rest, f"send/{event_type}"
+            )
         _check_content(content)
-        key = _transaction(request, session, "send", room_id)
+        # Two types are two requests, also to a client that counts its transactions by type.
+        key = _transaction(request, session, f"send/{event_type}", room_id)
         draft = Draft(event_type, content)
         sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft, key)
         return _event_id(sent.event_id)

@@ -70,6 +70,7 @@ async def test_another_device_room_or_endpoint_is_another_transaction(
         for room_id in rooms
     }
     assert len(ids) == 4
+    assert await alice.send(rooms[0], {"n": 1}, "org.example.count", txn_id="t") not in ids
     target = await alice.send(rooms[0], "to be redacted")
     path = f"/rooms/{segment(rooms[0])}/redact/{segment(target)}/t"
     redaction = (await alice.put(path, {}))["event_id"]
