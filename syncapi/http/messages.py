@@ -4,6 +4,7 @@ A page that holds nothing the reader may or wants to see still leads on: its `en
 over, until there is no more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -25,6 +26,7 @@ from syncapi.visibility import visible
 from syncapi.window import parse_ignored
 
 MAX_SCANNED = 2000
+MIN_FETCHED = 50
 FIRST = (-1, 0)
 LAST = (2**62, 0)
 
@@ -46,8 +48,34 @@ def _after(event: StoredEvent, backwards: bool) -> TopologicalToken:
     return TopologicalToken(event.depth, event.position if backwards else event.position + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A page as it is here.
+
+    Attributes:
+        body: of the answer.
+        through: the place it reaches to; None: there is no more here.
+        edges: those of the events asked about that the page passed.
+    """
+
+    body: bytes
+    through: TopologicalToken | None
+    edges: tuple[str, ...] = ()
+
+
 def load_page(connection: Connection, caller: Caller, page: Page) -> bytes:
-    """Return the body of the answer.
+    """Return the body of the answer. Raises as `load_with_edges`."""
+    return load_with_edges(connection, caller, page, ()).body
+
+
+def load_with_edges(
+    connection: Connection, caller: Caller, page: Page, edges: Sequence[str], *, more: bool = False
+) -> Loaded:
+    """Return a page, and which of some events with missing prev events it passed, going backwards.
+
+    Args:
+        more: other servers may have more where there is none here: the reader is told where to go on, unless
+            the page is empty.
 
     Raises:
         MatrixError: M_FORBIDDEN, or M_INVALID_PARAM for a token that is not ours.
@@ -102,13 +130,19 @@ def load_page(connection: Connection, caller: Caller, page: Page) -> bytes:
         b'{"start":%b' % orjson.dumps(start_token),
         b'"chunk":[%b]' % render_list(connection, caller, chosen, allowed.past, outside),
     ]
-    if not exhausted and page.filter.passes_room(page.room_id):
+    if (not exhausted or (more and chosen)) and page.filter.passes_room(page.room_id):
         parts.append(b'"end":%b' % orjson.dumps(str(reached)))
     if page.filter.lazy_load_members and chosen:
         senders = sorted({event.sender for event in chosen})
         found = state.load_members(connection, page.room_id, senders, allowed.at)
         parts.append(b'"state":[%b]' % render_list(connection, caller, found, allowed.past, {}))
-    return b",".join(parts) + b"}"
+    low = (0, 0) if exhausted else (reached.depth, reached.position)
+    passed = [
+        event.event_id
+        for event in event_storage.load_events_by_id(connection, edges).values()
+        if event.room_id == page.room_id and low[0] <= event.depth and event.depth <= start[0]
+    ]
+    return Loaded(b",".join(parts) + b"}", None if exhausted else reached, tuple(sorted(passed)))
 
 
 def _shown(place: tuple[int, int]) -> tuple[int, int]:
@@ -123,6 +157,19 @@ def _up_to(found: list[StoredEvent], to: tuple[int, int], backwards: bool) -> tu
         if ((event.depth, event.position) >= to if backwards else (event.depth, event.position) < to)
     ]
     return kept, len(kept) < len(found)
+
+
+async def _answer(edge: Edge, caller: Caller, page: Page) -> bytes:
+    """Return a page, once other servers gave what is missing on it, if they do in a few seconds."""
+    edges = await edge.remote.edges(page.room_id) if page.backwards else ()
+    loaded = await edge.read(load_with_edges, caller, page, edges)
+    if not loaded.edges:
+        return loaded.body
+    count = max(page.limit, MIN_FETCHED)
+    if await edge.remote.fetch_before(page.room_id, caller.user_id, loaded.edges, count):
+        edges = await edge.remote.edges(page.room_id)
+        loaded = await edge.read(load_with_edges, caller, page, edges, more=bool(edges))
+    return loaded.body
 
 
 def add_routes(router: Router, edge: Edge) -> None:
@@ -148,6 +195,6 @@ def add_routes(router: Router, edge: Edge) -> None:
             max(limit, 1),
             filter_,
         )
-        return json_response(await edge.read(load_page, caller, page))
+        return json_response(await _answer(edge, caller, page))
 
     router.add("GET", "/_matrix/client/v3/rooms/{room_id}/messages", messages)

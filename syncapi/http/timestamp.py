@@ -1,5 +1,8 @@
 """`GET /rooms/{roomId}/timestamp_to_event`: the event nearest to a time, of those we have."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import orjson
 from sqlalchemy import Connection
 
@@ -14,13 +17,29 @@ from syncapi.visibility import visible
 TRIED = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The body of the answer, None if there is no event; and whether others may know a nearer one."""
+
+    body: bytes | None
+    maybe_nearer: bool
+
+
 def load_nearest(
-    connection: Connection, caller: Caller, room_id: str, timestamp_ms: int, backwards: bool
-) -> bytes:
+    connection: Connection,
+    caller: Caller,
+    room_id: str,
+    timestamp_ms: int,
+    backwards: bool,
+    edges: Sequence[str],
+) -> Nearest:
     """Return the nearest event that the caller may see.
 
+    Args:
+        edges: events whose prev events are missing here.
+
     Raises:
-        MatrixError: M_FORBIDDEN; M_NOT_FOUND, there is none.
+        MatrixError: M_FORBIDDEN.
     """
     allowed = access.find_access(connection, room_id, caller.user_id)
     found = event_storage.load_nearest(
@@ -28,9 +47,16 @@ def load_nearest(
     )
     seen, _ = visible(connection, allowed.past, [event for event, _ in found])
     times = {event.position: time_ms for event, time_ms in found}
-    for event in seen:
-        return orjson.dumps({"event_id": event.event_id, "origin_server_ts": times[event.position]})
-    raise not_found("No event near that time")
+    if not seen:
+        return Nearest(None, bool(edges))
+    # What is missing is older than the edge it is missing at.
+    edge_times = [
+        orjson.loads(event.body + b"}")["origin_server_ts"]
+        for event in event_storage.load_events_by_id(connection, edges).values()
+        if event.room_id == room_id
+    ]
+    body = {"event_id": seen[0].event_id, "origin_server_ts": times[seen[0].position]}
+    return Nearest(orjson.dumps(body), any(time_ms >= timestamp_ms for time_ms in edge_times))
 
 
 def add_routes(router: Router, edge: Edge) -> None:
@@ -45,8 +71,13 @@ def add_routes(router: Router, edge: Edge) -> None:
             raise invalid_param("dir must be b or f")
         timestamp_ms = request.query_int("ts", 0)
         room_id = request.path_params["room_id"]
-        return json_response(
-            await edge.read(load_nearest, caller, room_id, min(timestamp_ms, 2**62), query["dir"] == "b")
-        )
+        backwards = query["dir"] == "b"
+        asked = (caller, room_id, min(timestamp_ms, 2**62), backwards)
+        found = await edge.read(load_nearest, *asked, await edge.remote.edges(room_id))
+        if found.maybe_nearer and await edge.remote.fetch_nearest(room_id, asked[2], backwards):
+            found = await edge.read(load_nearest, *asked, ())
+        if found.body is None:
+            raise not_found("No event near that time")
+        return json_response(found.body)
 
     router.add("GET", "/_matrix/client/v1/rooms/{room_id}/timestamp_to_event", timestamp_to_event)
