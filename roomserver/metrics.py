@@ -28,6 +28,7 @@ dead_letters = metrics.counter("roomserver_dead_letters", "INPUT entries that co
 fenced = metrics.counter(
     "roomserver_fenced_batches", "Batches rolled back because another owner had taken over"
 )
+erased = metrics.counter("roomserver_log_erased", "Messages erased from the log", ["stream"])
 lag = metrics.gauge("roomserver_input_lag", "INPUT messages not judged yet")
 outbox = metrics.gauge("roomserver_outbox_messages", "OUTPUT messages committed and not known as published")
 hot_rooms = metrics.gauge("roomserver_hot_rooms", "Rooms held in memory")

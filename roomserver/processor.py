@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import input_pb2
 from roomserver import metrics
+from roomserver.erasure import Eraser, Erasure
 from roomserver.input.batch import Answer
 from roomserver.input.judge import Held, Judge, Outcome, Work
 from roomserver.leases import Leases
@@ -77,6 +78,8 @@ class Processor:
         judge: Judge,
         leases: Leases,
         now_ms: Callable[[], int],
+        *,
+        secure_erase: bool = False,
     ) -> None:
         self._connection = connection
         self._database = database
@@ -88,6 +91,9 @@ class Processor:
         self._idle = asyncio.Event()
         self._sent: asyncio.Queue[_Sent] = asyncio.Queue(PIPELINE)
         self._relay = OutboxRelay(connection, "roomserver", kind="room.output")
+        self._eraser: Eraser | None = None
+        if secure_erase:
+            self._eraser = Eraser(connection, database, leases.partition_count, lambda: self._input_position)
         self._placed: list[tuple[int, int, int]] = []
         self._positions: OrderedDict[str, int] = OrderedDict()
         # room -> when a writer was last told STALE, and which; oldest first
@@ -160,6 +166,8 @@ class Processor:
                 group.create_task(self._keep_leases())
                 group.create_task(self._store_when_idle())
                 group.create_task(self._collect_now_and_then())
+                if self._eraser is not None:
+                    group.create_task(self._eraser.run())
                 group.create_task(self._read())
         finally:
             self._fail_waiting()
@@ -352,10 +360,18 @@ class Processor:
         """INPUT was made anew or lost entries: go on from where it begins now."""
         position = error.first_sequence - 1 if isinstance(error, PositionTooOld) else 0
         log.error("input_position_lost", error=str(error), goes_on_after=position)
-        held = [(number, mine.epoch) for number, mine in self._held.items()]
+        # In the same stream nothing that was judged is judged again: what was refused stays refused.
+        only_behind = isinstance(error, PositionTooOld)
         async with self._writing:
+            behind = {
+                number: mine
+                for number, mine in self._held.items()
+                if not only_behind or mine.position < position
+            }
+            held = [(number, mine.epoch) for number, mine in behind.items()]
             await self._database.write(partitions.reset_positions, held, error.epoch, position)
-            self._held = {n: Held(mine.epoch, position, mine.output_no) for n, mine in self._held.items()}
+            for number, mine in behind.items():
+                self._held[number] = Held(mine.epoch, position, mine.output_no)
         await self._connection.load_stream(INPUT)
 
     # -- after the commit
@@ -380,8 +396,20 @@ class Processor:
                 self._positions.popitem(last=False)
             self._send_verdicts(outcome)
             self._idle.set()
+            if self._eraser is not None:
+                await self._store_places(outcome)
+                for room_id, event_ids in outcome.redacted.items():
+                    self._eraser.erase(Erasure(room_id, frozenset(event_ids)))
+                for room_id in (*outcome.trimmed, *(purge[0] for purge in outcome.purges)):
+                    self._eraser.erase(Erasure(room_id, frozenset()))
             for room_id, partition, output_no in outcome.purges:
                 await self._purge_subject(room_id, self._sequences.get((partition, output_no), 0))
+
+    async def _store_places(self, outcome: Outcome) -> None:
+        """The eraser finds messages by where they stand, so that has to be stored."""
+        if (outcome.redacted or outcome.trimmed) and self._placed:
+            with contextlib.suppress(OwnershipLost):
+                await self._commit(Work([], 0, ""))
 
     async def _purge_subject(self, room_id: str, before: int) -> None:
         """What was told of a purged room goes from the log too, all but the entry that says so."""

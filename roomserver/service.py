@@ -112,7 +112,14 @@ class RoomServer:
         known = await self.database.write(self.leases.prepare)
         self._connection = await LogConnection.connect(self.config, self.name)
         await self._connection.ensure_streams(known + OUTPUT_GAP if known else 1)
-        self._processor = Processor(self._connection, self.database, self.judge, self.leases, now_ms)
+        self._processor = Processor(
+            self._connection,
+            self.database,
+            self.judge,
+            self.leases,
+            now_ms,
+            secure_erase=self.config.log.secure_erase,
+        )
         self._processor.output_last = known
         await self._processor.take_partitions()
 

@@ -97,6 +97,7 @@ class Batch:
     answers: list[Answer] = field(default_factory=list)
     has_waiting: dict[str, bool] = field(default_factory=dict)
     purged: list[str] = field(default_factory=list)
+    trimmed: list[str] = field(default_factory=list)
     strays: dict[str, list[Told]] = field(default_factory=dict)
     """room id -> entries about rooms of which we have no row."""
     ids: object = None

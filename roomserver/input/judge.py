@@ -86,6 +86,10 @@ class Outcome:
     dead: int = 0
     purges: list[tuple[str, int, int]] = field(default_factory=list)
     """(room id, partition, output_no): what stands before that message on the room's subject may go."""
+    redacted: dict[str, set[str]] = field(default_factory=dict)
+    """room id -> events whose bodies were replaced by redacted forms."""
+    trimmed: set[str] = field(default_factory=set)
+    """Rooms whose older history was purged."""
 
 
 class Judge:
@@ -186,6 +190,9 @@ class Judge:
         total.held = outcome.held
         total.dead += outcome.dead
         total.purges += outcome.purges
+        for room_id, event_ids in outcome.redacted.items():
+            total.redacted.setdefault(room_id, set()).update(event_ids)
+        total.trimmed |= outcome.trimmed
 
     def _apply_one(self, conn: Connection, request: Request, held: dict[int, Held], epoch: str) -> Outcome:
         """Judge one entry in a savepoint of its own, with nothing in memory."""
@@ -333,7 +340,12 @@ class Judge:
             )
         entries = [OutboxEntry(m[0], m[1], epochs[m[0]], m[3], m[4]) for m in told]
         known = self._known_sequences(batch)
-        return Outcome(entries, batch.answers, known, touched, held, 0, 0, purges)
+        outcome = Outcome(entries, batch.answers, known, touched, held, 0, 0, purges)
+        for nid, _, _ in batch.redactions:
+            event = batch.loaded_events[nid]
+            outcome.redacted.setdefault(event.room_id or "", set()).add(event.event_id)
+        outcome.trimmed.update(batch.trimmed)
+        return outcome
 
     def _number(
         self,

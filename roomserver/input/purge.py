@@ -56,5 +56,6 @@ def _purge_history(batch: Batch, request: Request, work: RoomWork, purge: input_
     )
     entry = OutputEntry(room_purged=RoomPurged(before_event_id=purge.before_event_id))
     outputs.tell(work, entry, 100)
+    batch.trimmed.append(work.room_id)
     log.info("history_purged", room_id=work.room_id, events=count)
     batch.answer(request, input_pb2.Verdict(code=Code.VERDICT_CODE_ACCEPTED), room=work)

@@ -71,6 +71,9 @@ def redact(
     batch.redactions.append((target_row.nid, redaction_row.nid, redacted.pdu_json))
     if target_row.nid in batch.new_events:
         batch.new_events[target_row.nid] = redacted
+        for item in work.outputs:
+            if item.row is target_row:  # not told yet: then as it is now
+                item.entry.room_event.pdu_json = redacted.pdu_json
     batch.loaded_events[target_row.nid] = redacted
     if target.state_key is not None:
         entry = work.entry(target.key)

@@ -208,16 +208,17 @@ class LogConnection:
         self._attempt = 0
         self._set_connected(True)
         log.info("nats_reconnected", service=self.service)
-        # LIVE is in memory: a restarted server has none. The others are never made here, where the first
-        # sequence that they would need is not known. Losing the connection again cancels this.
+        # LIVE is in memory: a restarted server has none. INPUT may have been lost. OUTPUT is never made here,
+        # where the first sequence that it would need is not known. Losing the connection again cancels this.
         while self._makes_streams and self.connected:
             try:
-                info, _ = await ensure_stream(self.request_api, LIVE, self.settings, 1)
+                live, _ = await ensure_stream(self.request_api, LIVE, self.settings, 1)
+                await ensure_stream(self.request_api, INPUT, self.settings, 1)
             except LogError as error:
                 self._complain(error)
                 await asyncio.sleep(0.2)
             else:
-                self._epochs[LIVE] = info.epoch
+                self._epochs[LIVE] = live.epoch
                 return
 
     def _set_connected(self, connected: bool) -> None:
