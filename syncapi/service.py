@@ -28,6 +28,7 @@ from syncapi.http import (
     hierarchy,
     members,
     messages,
+    notifications,
     old_sync,
     relations,
     room_summary,
@@ -105,6 +106,7 @@ class SyncApi:
             hierarchy,
             room_summary,
             search,
+            notifications,
             old_sync,
         )
         for endpoint in endpoints:

@@ -144,6 +144,22 @@ def load_timeline(
     ]
 
 
+def load_counted(
+    connection: Connection, room_id: str, after: int, through: int, count: int
+) -> list[tuple[StoredEvent, int, int, int]]:
+    """Return the last `count` timeline events of a stretch, newest first: (event, time, running totals)."""
+    return [
+        (StoredEvent(*found[:-3]), found[-3], found[-2], found[-1])
+        for found in rows(
+            connection,
+            f"SELECT {EVENT_COLUMNS}, e.origin_server_ts, e.notify_total, e.highlight_total FROM event e"
+            " WHERE e.room_id = ? AND e.position > ? AND e.position <= ? AND e.placement = 1"
+            " ORDER BY e.position DESC LIMIT ?",
+            (room_id, after, through, count),
+        )
+    ]
+
+
 def load_page(
     connection: Connection,
     room_id: str,

@@ -74,3 +74,15 @@ def sum_exceptions(connection: Connection, user_id: str, room_id: str, after: in
         (user_id, room_id, after),
     )
     return (0, 0) if found is None else (int(found[0]), int(found[1]))
+
+
+def load_exceptions(connection: Connection, user_id: str) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return a user's exceptions: (room, position) -> (notify, highlight)."""
+    return {
+        (room_id, position): (notify, highlight)
+        for room_id, position, notify, highlight in rows(
+            connection,
+            "SELECT room_id, position, notify, highlight FROM notification_exception WHERE user_id = ?",
+            (user_id,),
+        )
+    }
