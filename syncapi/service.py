@@ -29,6 +29,7 @@ from syncapi.http import (
     members,
     messages,
     notifications,
+    old_events,
     old_sync,
     relations,
     room_summary,
@@ -108,6 +109,7 @@ class SyncApi:
             search,
             notifications,
             old_sync,
+            old_events,
         )
         for endpoint in endpoints:
             endpoint.add_routes(router, self._edge)

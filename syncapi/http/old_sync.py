@@ -1,7 +1,4 @@
-"""The ways of reading from before `/sync`: `GET /rooms/{roomId}/initialSync`.
-
-NOTSPEC: `/initialSync` and `/events` without a room are deprecated for longer, and not offered yet.
-"""
+"""`GET /rooms/{roomId}/initialSync`; `old_events` has the ones without a room."""
 
 import orjson
 from sqlalchemy import Connection

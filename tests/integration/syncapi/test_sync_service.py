@@ -225,3 +225,36 @@ async def test_stored_and_wrong_filters(running: Running) -> None:
             status, answer = await running.get(ALICE, "sync", filter="1")
             assert status == 200
     assert len(answer["rooms"]["join"][room.room_id]["timeline"]["events"]) == 1
+
+
+async def test_the_ways_from_before_sync(running: Running) -> None:
+    room = running.scribe.room(ALICE)
+    room.join(BOB)
+    room.say(ALICE, "hello")
+    await running.publish()
+    answer: Any = {"rooms": []}
+    async with asyncio.timeout(10):
+        while not answer["rooms"] or not answer["rooms"][0]["messages"]["chunk"]:
+            status, answer = await running.get(BOB, "initialSync", limit=1)
+            assert status == 200
+    (shown,) = answer["rooms"]
+    assert (shown["room_id"], shown["membership"]) == (room.room_id, "join")
+    async with asyncio.timeout(10):
+        while shown["messages"]["chunk"][0]["content"].get("body") != "hello":
+            answer = (await running.get(BOB, "initialSync", limit=1))[1]
+            (shown,) = answer["rooms"]
+    assert {event["type"] for event in shown["state"]} >= {"m.room.create", "m.room.member"}
+    async with asyncio.TaskGroup() as group:
+        query = {"from": answer["end"], "timeout": 30_000}
+        waiting = group.create_task(running.get(BOB, "events", **query))
+        room.say(ALICE, "more")
+        await running.publish()
+    status, told = waiting.result()
+    assert (status, told["start"]) == (200, answer["end"])
+    assert [(event["room_id"], event["content"]["body"]) for event in told["chunk"]] == [
+        (room.room_id, "more")
+    ]
+    status, refused = await running.get(BOB, "events", **{"from": "x"})
+    assert (status, refused["errcode"]) == (400, "M_INVALID_PARAM")
+    assert (await running.get(BOB, "notifications"))[0] == 200
+    assert (await running.get(BOB, "events"))[1]["chunk"] == []
