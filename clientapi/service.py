@@ -25,11 +25,15 @@ from clientapi.http.edge import Edge
 from clientapi.http.ephemeral import EphemeralEndpoints
 from clientapi.http.filters import FilterEndpoints
 from clientapi.http.login import LoginEndpoints
+from clientapi.http.login_tokens import LoginTokenEndpoints
 from clientapi.http.membership import MembershipEndpoints
 from clientapi.http.moderation import ModerationEndpoints
+from clientapi.http.people import PeopleEndpoints
+from clientapi.http.presence import PresenceEndpoints
 from clientapi.http.profile import ProfileEndpoints
 from clientapi.http.push_rules import PushRuleEndpoints
 from clientapi.http.register import RegisterEndpoints
+from clientapi.http.reports import ReportEndpoints
 from clientapi.http.rooms import RoomEndpoints
 from clientapi.http.server_info import ServerInfoEndpoints
 from clientapi.rooms.building import EventBuilder
@@ -74,7 +78,7 @@ class ClientApi:
         self._sessions = sessions = Sessions(config, db, teller, clock)
         self._edge = edge = Edge(config, sessions)
         registration = Registration(config, db, passwords, sessions, clock)
-        logins = PasswordLogins(config, db, passwords)
+        logins = PasswordLogins(config, db, passwords, clock)
         uia = UserInteractiveAuth(db, clock)
         account_data = AccountDataStore(db, teller)
         self._queries = queries = RoomQueries()
@@ -102,6 +106,10 @@ class ClientApi:
             MembershipEndpoints(edge, rooms),
             DirectoryEndpoints(edge, rooms, clock),
             EphemeralEndpoints(edge, rooms, account_data, clock),
+            PresenceEndpoints(edge, rooms, clock),
+            LoginTokenEndpoints(edge, db, logins, uia, clock),
+            ReportEndpoints(edge, db, clock),
+            PeopleEndpoints(edge, rooms),
         )
 
     def routes(self, router: Router) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from clientapi.accounts.passwords import Passwords
+from clientapi.accounts.sessions import hash_token
 from clientapi.accounts.uia import StageDone
-from clientapi.storage import users
+from clientapi.clock import Clock
+from clientapi.storage import short_tokens, users
 from matrixlib.identifiers import is_valid_user_id, server_name_of
 from servicekit.config import Config
 from servicekit.database import Database
@@ -18,8 +20,9 @@ WRONG = "The user name or the password is wrong"
 class PasswordLogins:
     """Checks who somebody is by password."""
 
-    def __init__(self, config: Config, db: Database, passwords: Passwords) -> None:
+    def __init__(self, config: Config, db: Database, passwords: Passwords, clock: Clock) -> None:
         self._config = config
+        self._clock = clock
         self._db = db
         self._passwords = passwords
         self._failures = RateLimiter.of(config.rate_limits, "failed_login")
@@ -48,6 +51,22 @@ class PasswordLogins:
         if account.password_hash is not None and self._passwords.needs_rehash(account.password_hash):
             new_hash = await self._passwords.hash(password)
             await self._db.write(users.store_password, account.user_id, new_hash)
+        return account
+
+    async def check_token(self, token: str) -> users.User:
+        """Return the account that a login token belongs to; the token is used up.
+
+        Raises:
+            MatrixError: M_FORBIDDEN, M_USER_DEACTIVATED, M_USER_LOCKED.
+        """
+        user_id = await self._db.write(short_tokens.use_login_token, hash_token(token), self._clock())
+        account = None if user_id is None else await self._db.read(users.load_user, user_id)
+        if account is None:
+            raise forbidden("The login token is not valid")
+        if account.deactivated:
+            raise MatrixError("M_USER_DEACTIVATED", 403, "This account is deactivated")
+        if account.locked:
+            raise MatrixError("M_USER_LOCKED", 401, "This account is locked", extra={"soft_logout": True})
         return account
 
     def stage_for(self, user_id: str) -> "PasswordStage":

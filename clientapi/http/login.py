@@ -16,6 +16,7 @@ class LoginBody(msgspec.Struct):
 
     type: str
     password: str | None = None
+    token: str | None = None
     device_id: str | None = None
     initial_device_display_name: str | None = None
     refresh_token: bool = False
@@ -44,25 +45,37 @@ class LoginEndpoints:
 
     async def get_flows(self, request: Request) -> Response:
         """Say how one can log in."""
-        enabled = self._edge.config.passwords.enabled
-        return json_response({"flows": [{"type": "m.login.password"}] if enabled else []})
+        if not self._edge.config.passwords.enabled:
+            return json_response({"flows": []})
+        by_token = {"type": "m.login.token", "get_login_token": True}
+        return json_response({"flows": [{"type": "m.login.password"}, by_token]})
 
     async def log_in(self, request: Request) -> Response:
-        """Log in with a password."""
+        """Log in with a password, or with a token that another session made."""
         raw = await request.json()
         body = convert(raw, LoginBody)
-        if body.type != "m.login.password" or not self._edge.config.passwords.enabled:
+        by_token = body.type == "m.login.token"
+        if not (by_token or body.type == "m.login.password") or not self._edge.config.passwords.enabled:
             raise MatrixError("M_UNKNOWN", 400, "This type of login is not known here")
+        check_device(body.device_id, body.initial_device_display_name)
+        if by_token:
+            if body.token is None:
+                raise missing_param("Missing token")
+            self._edge.logins.check(request.remote)
+            account = await self._logins.check_token(body.token)
+            return await self._begin(account.user_id, body)
         if body.password is None:
             raise missing_param("Missing password")
         user = identified_user(raw)
         if user is None:
             raise missing_param("Missing identifier")
-        check_device(body.device_id, body.initial_device_display_name)
         self._edge.logins.check(request.remote)
         account = await self._logins.check(user, body.password)
+        return await self._begin(account.user_id, body)
+
+    async def _begin(self, user_id: str, body: LoginBody) -> Response:
         session = await self._edge.sessions.log_in(
-            account.user_id, body.device_id, body.initial_device_display_name, body.refresh_token
+            user_id, body.device_id, body.initial_device_display_name, body.refresh_token
         )
         return json_response(self._answer(session))
 

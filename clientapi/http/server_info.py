@@ -22,6 +22,8 @@ UNSTABLE_FEATURES = {
     "org.matrix.msc3771": True,
     "org.matrix.msc3773": True,
     "org.matrix.msc3916.stable": True,
+    "uk.half-shot.msc2666.query_mutual_rooms": True,
+    "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
     "uk.tcpip.msc4133": True,
     "uk.tcpip.msc4133.stable": True,
 }
@@ -42,6 +44,10 @@ class ServerInfoEndpoints:
         router.add("GET", "/.well-known/matrix/support", self.get_support)
         router.add("GET", "/_matrix/client/v3/voip/turnServer", self.get_turn_server)
         router.add("GET", "/_matrix/client/v3/thirdparty/protocols", self.get_protocols)
+        for kind in ("location", "user"):
+            router.add("GET", f"/_matrix/client/v3/thirdparty/{kind}", self.get_no_bridged)
+            router.add("GET", f"/_matrix/client/v3/thirdparty/{kind}/{{protocol}}", self.get_no_protocol)
+        router.add("GET", "/_matrix/client/v3/thirdparty/protocol/{protocol}", self.get_no_protocol)
         router.add("GET", "/_matrix/client/v3/room_keys/version", self.get_backup_version)
         router.add(
             "GET",
@@ -68,7 +74,7 @@ class ServerInfoEndpoints:
             "m.set_avatar_url": {"enabled": True},
             "m.profile_fields": {"enabled": True},
             "m.3pid_changes": {"enabled": False},
-            "m.get_login_token": {"enabled": False},
+            "m.get_login_token": {"enabled": config.passwords.enabled},
         }
         if session.admin:
             capabilities["m.account_moderation"] = {"lock": True, "suspend": True}
@@ -105,6 +111,16 @@ class ServerInfoEndpoints:
         """List bridged networks: there are none."""
         await self._edge.authenticate(request)
         return json_response({})
+
+    async def get_no_bridged(self, request: Request) -> Response:
+        """List what stands for a room or user in bridged networks: nothing."""
+        await self._edge.authenticate(request)
+        return json_response([])
+
+    async def get_no_protocol(self, request: Request) -> Response:
+        """Describe a bridged network: there is none."""
+        await self._edge.authenticate(request)
+        raise not_found("There is no such network here")
 
     async def get_backup_version(self, request: Request) -> Response:
         """Return the user's key backup: there is none."""

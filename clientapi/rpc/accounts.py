@@ -11,16 +11,16 @@ from arbor.accounts.v1 import accounts_pb2, accounts_pb2_grpc
 from arbor.log.v1 import output_pb2
 from clientapi.accounts.registration import Registration, in_use
 from clientapi.accounts.registration_tokens import RegistrationTokens
-from clientapi.accounts.sessions import Sessions
+from clientapi.accounts.sessions import Sessions, hash_token
 from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
-from clientapi.storage import directory, settings, users
+from clientapi.storage import directory, settings, short_tokens, users
 from clientapi.storage.outbox import last_told_sequence
 from clientapi.storage.registration_tokens import RegistrationToken
 from matrixlib.identifiers import server_name_of
 from servicekit.config import Config
 from servicekit.database import Database
-from servicekit.errors import invalid_param, not_found
+from servicekit.errors import invalid_param, not_found, unknown_token
 from servicekit.log.subjects import subject_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,6 +108,16 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
                 accounts_pb2.Alias(alias=row.alias, room_id=row.room_id, creator=row.creator) for row in rows
             ]
         )
+
+    async def QueryOpenIdToken(  # noqa: N802
+        self, request: accounts_pb2.QueryOpenIdTokenRequest, context: Context
+    ) -> accounts_pb2.QueryOpenIdTokenResponse:
+        """Say whose OpenID token it is."""
+        token_hash = hash_token(request.token)
+        user_id = await self._db.read(short_tokens.load_openid_user, token_hash, self._clock())
+        if user_id is None:
+            raise unknown_token()
+        return accounts_pb2.QueryOpenIdTokenResponse(user_id=user_id)
 
     async def CreateUser(  # noqa: N802
         self, request: accounts_pb2.CreateUserRequest, context: Context

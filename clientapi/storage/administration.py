@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, ScalarSelect, Select, Text, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, Text, cast, func, or_, select, update
 
 from clientapi.storage.tables import devices, profile_fields, users
 
@@ -53,16 +53,7 @@ def load_accounts(
     if wanted.user_id_part is not None:
         query = query.where(users.c.user_id.icontains(wanted.user_id_part, autoescape=True))
     if wanted.name_part is not None:
-        # The localpart only: every id holds the server's name.
-        part = wanted.name_part.lower().replace("/", "//").replace("%", "/%").replace("_", "/_")
-        raw = _profile_field("displayname")
-        name = func.convert_from(raw, "UTF8") if conn.dialect.name == "postgresql" else cast(raw, Text)
-        query = query.where(
-            or_(
-                users.c.user_id.like(f"@%{part}%:%", escape="/"),
-                func.lower(name).like(f"%{part}%", escape="/"),
-            )
-        )
+        query = query.where(_name_holds(conn, wanted.name_part))
     for column, value in (
         (users.c.guest, wanted.guests),
         (users.c.deactivated, wanted.deactivated),
@@ -83,6 +74,31 @@ def load_accounts(
     }[order]
     query = query.order_by(by.desc() if backwards else by.asc(), users.c.user_id).offset(start).limit(limit)
     return [Account(*row) for row in conn.execute(query)], total
+
+
+def search_accounts(conn: Connection, term: str, limit: int) -> list[Account]:
+    """Return active accounts of people whose localpart, id or display name holds a term."""
+    holds = _name_holds(conn, term.removeprefix("@"))
+    if term.startswith("@") and ":" in term:
+        holds = users.c.user_id == term.lower()
+    query = (
+        _accounts()
+        .where(holds, users.c.deactivated.is_(False), users.c.locked.is_(False), users.c.guest.is_(False))
+        .order_by(users.c.user_id)
+        .limit(limit)
+    )
+    return [Account(*row) for row in conn.execute(query)]
+
+
+def _name_holds(conn: Connection, part: str) -> ColumnElement[bool]:
+    # Of the id the localpart only: every id holds the server's name.
+    escaped = part.lower().replace("/", "//").replace("%", "/%").replace("_", "/_")
+    raw = _profile_field("displayname")
+    name = func.convert_from(raw, "UTF8") if conn.dialect.name == "postgresql" else cast(raw, Text)
+    return or_(
+        users.c.user_id.like(f"@%{escaped}%:%", escape="/"),
+        func.lower(name).like(f"%{escaped}%", escape="/"),
+    )
 
 
 def store_flag(conn: Connection, user_id: str, flag: Flag, value: bool) -> None:

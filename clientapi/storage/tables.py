@@ -204,3 +204,37 @@ published_rooms = Table(
     Column("publisher", Text, nullable=False, comment="the user who put it into the directory"),
     Column("published_ms", BigInteger, nullable=False),
 )
+
+login_tokens = Table(
+    "login_tokens",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True, comment="SHA-256 of the token; used once"),
+    Column("user_id", Text, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    ForeignKeyConstraint(["user_id"], ["users.user_id"], ondelete="CASCADE"),
+    Index("ix_login_tokens_expires", "expires_ms"),
+)
+
+openid_tokens = Table(
+    "openid_tokens",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True, comment="SHA-256 of the token"),
+    Column("user_id", Text, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    ForeignKeyConstraint(["user_id"], ["users.user_id"], ondelete="CASCADE"),
+    Index("ix_openid_tokens_expires", "expires_ms"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("report_id", Text, primary_key=True, comment="random"),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("reporter", Text, nullable=False),
+    Column("room_id", Text, nullable=False, comment="as the reporter names it; empty: a user is reported"),
+    Column("event_id", Text, nullable=False, comment="empty: the room, or a user"),
+    Column("user_id", Text, nullable=False, comment="empty: a room or an event is reported"),
+    Column("reason", Text, nullable=False),
+    Column("score", Integer, comment="-100 (most offensive) to 0; NULL: none given"),
+    Index("ix_reports_created", "created_ms"),
+)

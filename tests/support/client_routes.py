@@ -136,6 +136,13 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{_ROOM}/kick"): {"user_id": "@nobody:arbor.test", "reason": "r"},
     ("POST", f"{_ROOM}/ban"): {"user_id": "@nobody:arbor.test", "reason": "r"},
     ("POST", f"{_ROOM}/unban"): {"user_id": "@nobody:arbor.test", "reason": "r"},
+    ("POST", f"{_ROOM}/report"): {"reason": "r"},
+    ("POST", f"{_ROOM}/report/{{event_id}}"): {"reason": "r", "score": -1},
+    ("POST", f"{V3}/users/{{user_id}}/report"): {"reason": "r"},
+    ("PUT", f"{V3}/presence/{{user_id}}/status"): {"presence": "online", "status_msg": "s"},
+    ("POST", f"{V3}/user_directory/search"): {"search_term": "a", "limit": 3},
+    ("POST", f"{V3}/user/{{user_id}}/openid/request_token"): {},
+    ("POST", "/_matrix/client/v1/login/get_token"): {"auth": {"type": "m.login.password", "session": "s"}},
     ("PUT", f"{_ROOM}/typing/{{user_id}}"): {"typing": True, "timeout": 1000},
     ("POST", f"{_ROOM}/receipt/{{receipt_type}}/{{event_id}}"): {"thread_id": "main"},
     ("POST", f"{_ROOM}/read_markers"): {

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n arbor/accounts/v1/accounts.proto\x12\x11\x61rbor.accounts.v1\"]\n\x13ResolveTokenRequest\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63ting_user_id\x18\x02 \x01(\t\x12\x18\n\x10\x61\x63ting_device_id\x18\x03 \x01(\t\"\x9f\x01\n\x14ResolveTokenResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\r\n\x05guest\x18\x03 \x01(\x08\x12\r\n\x05\x61\x64min\x18\x04 \x01(\x08\x12\x1e\n\x16\x61pplication_service_id\x18\x05 \x01(\t\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x11\n\tsuspended\x18\x07 \x01(\x08\"(\n\x14QueryProfilesRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"/\n\x07Profile\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x02 \x01(\x0c\"E\n\x15QueryProfilesResponse\x12,\n\x08profiles\x18\x01 \x03(\x0b\x32\x1a.arbor.accounts.v1.Profile\"\'\n\x13QueryDevicesRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"X\n\x06\x44\x65vice\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x19\n\x0c\x64isplay_name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_display_name\"B\n\x14QueryDevicesResponse\x12*\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.arbor.accounts.v1.Device\"8\n\x12QueryFilterRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tfilter_id\x18\x02 \x01(\t\"*\n\x13QueryFilterResponse\x12\x13\n\x0b\x66ilter_json\x18\x01 \x01(\x0c\"8\n\x13QueryAliasesRequest\x12\x0f\n\x07\x61liases\x18\x01 \x03(\t\x12\x10\n\x08room_ids\x18\x02 \x03(\t\"8\n\x05\x41lias\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0f\n\x07room_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\"A\n\x14QueryAliasesResponse\x12)\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x18.arbor.accounts.v1.Alias\"F\n\x11\x43reateUserRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\"%\n\x12\x43reateUserResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x86\x01\n\x11RegistrationToken\x12\r\n\x05token\x18\x01 \x01(\t\x12\x19\n\x0cuses_allowed\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07pending\x18\x03 \x01(\r\x12\x11\n\tcompleted\x18\x04 \x01(\r\x12\x12\n\nexpires_ms\x18\x05 \x01(\x03\x42\x0f\n\r_uses_allowed\"o\n\x1e\x43reateRegistrationTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x19\n\x0cuses_allowed\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nexpires_ms\x18\x03 \x01(\x03\x42\x0f\n\r_uses_allowed\"V\n\x1f\x43reateRegistrationTokenResponse\x12\x33\n\x05token\x18\x01 \x01(\x0b\x32$.arbor.accounts.v1.RegistrationToken\"\x1f\n\x1dListRegistrationTokensRequest\"V\n\x1eListRegistrationTokensResponse\x12\x34\n\x06tokens\x18\x01 \x03(\x0b\x32$.arbor.accounts.v1.RegistrationToken\"/\n\x1e\x44\x65leteRegistrationTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"!\n\x1f\x44\x65leteRegistrationTokenResponse\"\'\n\rExportRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\"^\n\x0e\x45xportResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x18\n\x10\x63omplete_through\x18\x04 \x01(\x04\x32\xa7\x08\n\x0f\x41\x63\x63ountsService\x12_\n\x0cResolveToken\x12&.arbor.accounts.v1.ResolveTokenRequest\x1a\'.arbor.accounts.v1.ResolveTokenResponse\x12\x62\n\rQueryProfiles\x12\'.arbor.accounts.v1.QueryProfilesRequest\x1a(.arbor.accounts.v1.QueryProfilesResponse\x12_\n\x0cQueryDevices\x12&.arbor.accounts.v1.QueryDevicesRequest\x1a\'.arbor.accounts.v1.QueryDevicesResponse\x12\\\n\x0bQueryFilter\x12%.arbor.accounts.v1.QueryFilterRequest\x1a&.arbor.accounts.v1.QueryFilterResponse\x12_\n\x0cQueryAliases\x12&.arbor.accounts.v1.QueryAliasesRequest\x1a\'.arbor.accounts.v1.QueryAliasesResponse\x12Y\n\nCreateUser\x12$.arbor.accounts.v1.CreateUserRequest\x1a%.arbor.accounts.v1.CreateUserResponse\x12\x80\x01\n\x17\x43reateRegistrationToken\x12\x31.arbor.accounts.v1.CreateRegistrationTokenRequest\x1a\x32.arbor.accounts.v1.CreateRegistrationTokenResponse\x12}\n\x16ListRegistrationTokens\x12\x30.arbor.accounts.v1.ListRegistrationTokensRequest\x1a\x31.arbor.accounts.v1.ListRegistrationTokensResponse\x12\x80\x01\n\x17\x44\x65leteRegistrationToken\x12\x31.arbor.accounts.v1.DeleteRegistrationTokenRequest\x1a\x32.arbor.accounts.v1.DeleteRegistrationTokenResponse\x12O\n\x06\x45xport\x12 .arbor.accounts.v1.ExportRequest\x1a!.arbor.accounts.v1.ExportResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n arbor/accounts/v1/accounts.proto\x12\x11\x61rbor.accounts.v1\"]\n\x13ResolveTokenRequest\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63ting_user_id\x18\x02 \x01(\t\x12\x18\n\x10\x61\x63ting_device_id\x18\x03 \x01(\t\"\x9f\x01\n\x14ResolveTokenResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\r\n\x05guest\x18\x03 \x01(\x08\x12\r\n\x05\x61\x64min\x18\x04 \x01(\x08\x12\x1e\n\x16\x61pplication_service_id\x18\x05 \x01(\t\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x11\n\tsuspended\x18\x07 \x01(\x08\"(\n\x14QueryProfilesRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"/\n\x07Profile\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x02 \x01(\x0c\"E\n\x15QueryProfilesResponse\x12,\n\x08profiles\x18\x01 \x03(\x0b\x32\x1a.arbor.accounts.v1.Profile\"\'\n\x13QueryDevicesRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"X\n\x06\x44\x65vice\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x19\n\x0c\x64isplay_name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_display_name\"B\n\x14QueryDevicesResponse\x12*\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.arbor.accounts.v1.Device\"8\n\x12QueryFilterRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tfilter_id\x18\x02 \x01(\t\"*\n\x13QueryFilterResponse\x12\x13\n\x0b\x66ilter_json\x18\x01 \x01(\x0c\"8\n\x13QueryAliasesRequest\x12\x0f\n\x07\x61liases\x18\x01 \x03(\t\x12\x10\n\x08room_ids\x18\x02 \x03(\t\"8\n\x05\x41lias\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0f\n\x07room_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\"A\n\x14QueryAliasesResponse\x12)\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x18.arbor.accounts.v1.Alias\"(\n\x17QueryOpenIdTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"+\n\x18QueryOpenIdTokenResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"F\n\x11\x43reateUserRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\"%\n\x12\x43reateUserResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x86\x01\n\x11RegistrationToken\x12\r\n\x05token\x18\x01 \x01(\t\x12\x19\n\x0cuses_allowed\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07pending\x18\x03 \x01(\r\x12\x11\n\tcompleted\x18\x04 \x01(\r\x12\x12\n\nexpires_ms\x18\x05 \x01(\x03\x42\x0f\n\r_uses_allowed\"o\n\x1e\x43reateRegistrationTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x19\n\x0cuses_allowed\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nexpires_ms\x18\x03 \x01(\x03\x42\x0f\n\r_uses_allowed\"V\n\x1f\x43reateRegistrationTokenResponse\x12\x33\n\x05token\x18\x01 \x01(\x0b\x32$.arbor.accounts.v1.RegistrationToken\"\x1f\n\x1dListRegistrationTokensRequest\"V\n\x1eListRegistrationTokensResponse\x12\x34\n\x06tokens\x18\x01 \x03(\x0b\x32$.arbor.accounts.v1.RegistrationToken\"/\n\x1e\x44\x65leteRegistrationTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"!\n\x1f\x44\x65leteRegistrationTokenResponse\"\'\n\rExportRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\"^\n\x0e\x45xportResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x18\n\x10\x63omplete_through\x18\x04 \x01(\x04\x32\x94\t\n\x0f\x41\x63\x63ountsService\x12_\n\x0cResolveToken\x12&.arbor.accounts.v1.ResolveTokenRequest\x1a\'.arbor.accounts.v1.ResolveTokenResponse\x12\x62\n\rQueryProfiles\x12\'.arbor.accounts.v1.QueryProfilesRequest\x1a(.arbor.accounts.v1.QueryProfilesResponse\x12_\n\x0cQueryDevices\x12&.arbor.accounts.v1.QueryDevicesRequest\x1a\'.arbor.accounts.v1.QueryDevicesResponse\x12\\\n\x0bQueryFilter\x12%.arbor.accounts.v1.QueryFilterRequest\x1a&.arbor.accounts.v1.QueryFilterResponse\x12_\n\x0cQueryAliases\x12&.arbor.accounts.v1.QueryAliasesRequest\x1a\'.arbor.accounts.v1.QueryAliasesResponse\x12k\n\x10QueryOpenIdToken\x12*.arbor.accounts.v1.QueryOpenIdTokenRequest\x1a+.arbor.accounts.v1.QueryOpenIdTokenResponse\x12Y\n\nCreateUser\x12$.arbor.accounts.v1.CreateUserRequest\x1a%.arbor.accounts.v1.CreateUserResponse\x12\x80\x01\n\x17\x43reateRegistrationToken\x12\x31.arbor.accounts.v1.CreateRegistrationTokenRequest\x1a\x32.arbor.accounts.v1.CreateRegistrationTokenResponse\x12}\n\x16ListRegistrationTokens\x12\x30.arbor.accounts.v1.ListRegistrationTokensRequest\x1a\x31.arbor.accounts.v1.ListRegistrationTokensResponse\x12\x80\x01\n\x17\x44\x65leteRegistrationToken\x12\x31.arbor.accounts.v1.DeleteRegistrationTokenRequest\x1a\x32.arbor.accounts.v1.DeleteRegistrationTokenResponse\x12O\n\x06\x45xport\x12 .arbor.accounts.v1.ExportRequest\x1a!.arbor.accounts.v1.ExportResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,28 +57,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIAS']._serialized_end=889
   _globals['_QUERYALIASESRESPONSE']._serialized_start=891
   _globals['_QUERYALIASESRESPONSE']._serialized_end=956
-  _globals['_CREATEUSERREQUEST']._serialized_start=958
-  _globals['_CREATEUSERREQUEST']._serialized_end=1028
-  _globals['_CREATEUSERRESPONSE']._serialized_start=1030
-  _globals['_CREATEUSERRESPONSE']._serialized_end=1067
-  _globals['_REGISTRATIONTOKEN']._serialized_start=1070
-  _globals['_REGISTRATIONTOKEN']._serialized_end=1204
-  _globals['_CREATEREGISTRATIONTOKENREQUEST']._serialized_start=1206
-  _globals['_CREATEREGISTRATIONTOKENREQUEST']._serialized_end=1317
-  _globals['_CREATEREGISTRATIONTOKENRESPONSE']._serialized_start=1319
-  _globals['_CREATEREGISTRATIONTOKENRESPONSE']._serialized_end=1405
-  _globals['_LISTREGISTRATIONTOKENSREQUEST']._serialized_start=1407
-  _globals['_LISTREGISTRATIONTOKENSREQUEST']._serialized_end=1438
-  _globals['_LISTREGISTRATIONTOKENSRESPONSE']._serialized_start=1440
-  _globals['_LISTREGISTRATIONTOKENSRESPONSE']._serialized_end=1526
-  _globals['_DELETEREGISTRATIONTOKENREQUEST']._serialized_start=1528
-  _globals['_DELETEREGISTRATIONTOKENREQUEST']._serialized_end=1575
-  _globals['_DELETEREGISTRATIONTOKENRESPONSE']._serialized_start=1577
-  _globals['_DELETEREGISTRATIONTOKENRESPONSE']._serialized_end=1610
-  _globals['_EXPORTREQUEST']._serialized_start=1612
-  _globals['_EXPORTREQUEST']._serialized_end=1651
-  _globals['_EXPORTRESPONSE']._serialized_start=1653
-  _globals['_EXPORTRESPONSE']._serialized_end=1747
-  _globals['_ACCOUNTSSERVICE']._serialized_start=1750
-  _globals['_ACCOUNTSSERVICE']._serialized_end=2813
+  _globals['_QUERYOPENIDTOKENREQUEST']._serialized_start=958
+  _globals['_QUERYOPENIDTOKENREQUEST']._serialized_end=998
+  _globals['_QUERYOPENIDTOKENRESPONSE']._serialized_start=1000
+  _globals['_QUERYOPENIDTOKENRESPONSE']._serialized_end=1043
+  _globals['_CREATEUSERREQUEST']._serialized_start=1045
+  _globals['_CREATEUSERREQUEST']._serialized_end=1115
+  _globals['_CREATEUSERRESPONSE']._serialized_start=1117
+  _globals['_CREATEUSERRESPONSE']._serialized_end=1154
+  _globals['_REGISTRATIONTOKEN']._serialized_start=1157
+  _globals['_REGISTRATIONTOKEN']._serialized_end=1291
+  _globals['_CREATEREGISTRATIONTOKENREQUEST']._serialized_start=1293
+  _globals['_CREATEREGISTRATIONTOKENREQUEST']._serialized_end=1404
+  _globals['_CREATEREGISTRATIONTOKENRESPONSE']._serialized_start=1406
+  _globals['_CREATEREGISTRATIONTOKENRESPONSE']._serialized_end=1492
+  _globals['_LISTREGISTRATIONTOKENSREQUEST']._serialized_start=1494
+  _globals['_LISTREGISTRATIONTOKENSREQUEST']._serialized_end=1525
+  _globals['_LISTREGISTRATIONTOKENSRESPONSE']._serialized_start=1527
+  _globals['_LISTREGISTRATIONTOKENSRESPONSE']._serialized_end=1613
+  _globals['_DELETEREGISTRATIONTOKENREQUEST']._serialized_start=1615
+  _globals['_DELETEREGISTRATIONTOKENREQUEST']._serialized_end=1662
+  _globals['_DELETEREGISTRATIONTOKENRESPONSE']._serialized_start=1664
+  _globals['_DELETEREGISTRATIONTOKENRESPONSE']._serialized_end=1697
+  _globals['_EXPORTREQUEST']._serialized_start=1699
+  _globals['_EXPORTREQUEST']._serialized_end=1738
+  _globals['_EXPORTRESPONSE']._serialized_start=1740
+  _globals['_EXPORTRESPONSE']._serialized_end=1834
+  _globals['_ACCOUNTSSERVICE']._serialized_start=1837
+  _globals['_ACCOUNTSSERVICE']._serialized_end=3009
 # @@protoc_insertion_point(module_scope)

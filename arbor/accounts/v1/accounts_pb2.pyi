@@ -381,6 +381,50 @@ class QueryAliasesResponse(_message.Message):
 Global___QueryAliasesResponse: _TypeAlias = QueryAliasesResponse  # noqa: Y015
 
 @_typing.final
+class QueryOpenIdTokenRequest(_message.Message):
+    """Asks whose OpenID token it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token as it was handed over."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryOpenIdTokenRequest: _TypeAlias = QueryOpenIdTokenRequest  # noqa: Y015
+
+@_typing.final
+class QueryOpenIdTokenResponse(_message.Message):
+    """Whose OpenID token it is. An unknown or expired one is an error with M_UNKNOWN_TOKEN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryOpenIdTokenResponse: _TypeAlias = QueryOpenIdTokenResponse  # noqa: Y015
+
+@_typing.final
 class CreateUserRequest(_message.Message):
     """Asks for a new account."""
 

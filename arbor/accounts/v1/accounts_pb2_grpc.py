@@ -60,6 +60,11 @@ class AccountsServiceStub:
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.SerializeToString,
                 response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.FromString,
                 _registered_method=True)
+        self.QueryOpenIdToken = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/QueryOpenIdToken',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.FromString,
+                _registered_method=True)
         self.CreateUser = channel.unary_unary(
                 '/arbor.accounts.v1.AccountsService/CreateUser',
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
@@ -121,6 +126,13 @@ class AccountsServiceServicer:
 
     def QueryAliases(self, request, context):
         """The room that local aliases point to, or the local aliases of a room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryOpenIdToken(self, request, context):
+        """Who an OpenID token belongs to, which a user handed to somebody as a proof.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +200,11 @@ def add_AccountsServiceServicer_to_server(servicer, server):
                     servicer.QueryAliases,
                     request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.FromString,
                     response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.SerializeToString,
+            ),
+            'QueryOpenIdToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryOpenIdToken,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.SerializeToString,
             ),
             'CreateUser': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUser,
@@ -351,6 +368,33 @@ class AccountsService:
             '/arbor.accounts.v1.AccountsService/QueryAliases',
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.SerializeToString,
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryOpenIdToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/QueryOpenIdToken',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

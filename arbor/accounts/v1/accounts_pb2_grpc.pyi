@@ -43,6 +43,8 @@ class AccountsServiceStub:
     """A stored filter; it never changes."""
     QueryAliases: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryAliasesRequest, _accounts_pb2.QueryAliasesResponse]
     """The room that local aliases point to, or the local aliases of a room."""
+    QueryOpenIdToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]
+    """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
     CreateUser: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]
     """Makes an account: for the operator's command line."""
     CreateRegistrationToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]
@@ -69,6 +71,8 @@ class AccountsServiceAsyncStub(AccountsServiceStub):
     """A stored filter; it never changes."""
     QueryAliases: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryAliasesRequest, _accounts_pb2.QueryAliasesResponse]  # type: ignore[assignment]
     """The room that local aliases point to, or the local aliases of a room."""
+    QueryOpenIdToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]  # type: ignore[assignment]
+    """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
     CreateUser: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Makes an account: for the operator's command line."""
     CreateRegistrationToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]  # type: ignore[assignment]
@@ -122,6 +126,14 @@ class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.QueryAliasesResponse, _abc.Awaitable[_accounts_pb2.QueryAliasesResponse]]:
         """The room that local aliases point to, or the local aliases of a room."""
+
+    @_abc_1.abstractmethod
+    def QueryOpenIdToken(
+        self,
+        request: _accounts_pb2.QueryOpenIdTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.QueryOpenIdTokenResponse, _abc.Awaitable[_accounts_pb2.QueryOpenIdTokenResponse]]:
+        """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
 
     @_abc_1.abstractmethod
     def CreateUser(

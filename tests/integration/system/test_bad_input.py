@@ -25,6 +25,7 @@ FREE_FORM = {"send", "state", "account_data"}
 # These take an empty body for `{}`.
 EMPTY_IS_AN_OBJECT = {
     "createRoom", "join", "knock", "leave", "forget", "redact", "receipt", "publicRooms", "list", "new",
+    "report", "request_token",
 }  # fmt: skip
 
 
@@ -305,6 +306,9 @@ async def test_wrong_ids_in_every_path(world: World, endpoints: list[Endpoint]) 
             and last_fixed(endpoint) & {"account_data", "tags", "receipt"}
         ):
             # A user's own notes on a room need no room; an event that was read may not have come here yet.
+            pass
+        elif taken and "report" in last_fixed(endpoint):
+            # Nobody learns from a report whether what it names exists.
             pass
         elif taken and name not in free and "leave" not in path and endpoint.method != "DELETE":
             wrong.append(f"taken: {name} {endpoint.method} {path[:160]}: {str(answer.json)[:100]}")

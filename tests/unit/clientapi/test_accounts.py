@@ -139,7 +139,10 @@ async def test_shared_secret_registration(world: World) -> None:
 async def test_login_forms(world: World) -> None:
     await world.user("alice")
     client = world.client()
-    assert (await client.ok("GET", "/login"))["flows"] == [{"type": "m.login.password"}]
+    assert (await client.ok("GET", "/login"))["flows"] == [
+        {"type": "m.login.password"},
+        {"type": "m.login.token", "get_login_token": True},
+    ]
     for body in (
         login_body("alice"),
         login_body("@alice:here.example"),
