@@ -104,11 +104,11 @@ async def test_timestamp_to_event(world: SyncWorld) -> None:
     at = world.event(ALICE, room.room_id, events[1])["origin_server_ts"]
 
     def nearest(when: int, backwards: bool) -> str:
-        answer = orjson.loads(
-            world.database.read_sync(
-                timestamp_http.load_nearest, world.caller(ALICE), room.room_id, when, backwards
-            )
+        found = world.database.read_sync(
+            timestamp_http.load_nearest, world.caller(ALICE), room.room_id, when, backwards, ()
         )
+        assert found.body is not None
+        answer = orjson.loads(found.body)
         return str(answer["event_id"])
 
     assert nearest(at, True) == events[1]
