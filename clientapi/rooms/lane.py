@@ -117,6 +117,9 @@ class RoomLane:
         self._returned: list[LaneRequest] = []
         self._refused: list[LaneRequest] = []
         self._head: Head | None = None
+        self._wanted: set[StateKey] = set()
+        # Under way at the RoomServer; its result says whether there is such a room.
+        self._question: asyncio.Future[bool] | None = None
         # Counts views: what was built on an earlier one comes back before anything is built on the next.
         self._generation = 0
         self._in_flight: dict[int, int] = {}
@@ -300,23 +303,46 @@ class RoomLane:
                 return None
 
     async def _load_state(self, keys: frozenset[StateKey]) -> Head | None:
-        """Take state from the head, or query it and the latest events. None: no such room."""
+        """Take state from the head, or query it and the latest events. None: no such room.
+
+        One question at a time: what is wanted while one is under way goes out together as the next.
+        """
         while True:
             head = self._head
-            missing = list(keys) if head is None else head.missing(keys)
+            missing = keys if head is None else head.missing(keys)
             if head is not None and not missing:
                 return head
-            generation = self._generation
-            latest = await self._queries.latest(self.room_id, missing)
+            self._wanted.update(missing)
+            if self._question is not None:
+                if not await asyncio.shield(self._question):
+                    return None
+                continue
+            question = self._question = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.sleep(0)  # those of the same tick ask along
+                head, wanted, self._wanted = self._head, list(self._wanted), set()
+                generation = self._generation
+                latest = await self._queries.latest(self.room_id, wanted)
+            except MatrixError as error:
+                question.set_exception(error)
+                question.exception()  # seen: nobody else may be waiting
+                raise
+            except BaseException:
+                question.set_result(True)  # whoever waits asks again
+                raise
+            finally:
+                self._question = None
+            question.set_result(latest is not None)
             if latest is None:
                 return None
             if generation != self._generation or self._head is not head:
                 continue
             if head is None:
-                head = self._head = Head.from_latest(latest, missing)
+                head = self._head = Head.from_latest(latest, wanted)
             else:
-                head.learn(latest.state, missing)
-            return head
+                head.learn(latest.state, wanted)
+            if not head.missing(keys):
+                return head
 
     def _build_and_write(self, batch: list[LaneRequest], head: Head, *, fresh: bool) -> None:
         """Check each event, build, hash and sign it, and write the chain to INPUT."""
