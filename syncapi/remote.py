@@ -100,13 +100,9 @@ class RemoteHistory:
             return False
         return await self._wait_for(max(told.output_sequences, default=0), APPLY_S)
 
-    async def hierarchy(
-        self, room_id: str, via: Sequence[str], suggested_only: bool
-    ) -> dict[str, Any] | None:
+    async def hierarchy(self, room_id: str, via: Sequence[str]) -> dict[str, Any] | None:
         """Return a room and the rooms below it as another server tells them; None: nobody does."""
-        request = federation_pb2.QueryHierarchyRequest(
-            room_id=room_id, via=via, suggested_only=suggested_only
-        )
+        request = federation_pb2.QueryHierarchyRequest(room_id=room_id, via=via)
         answer = await self._ask(lambda stub: stub.QueryHierarchy, request)
         if answer is None:
             return None

@@ -15,6 +15,7 @@ from syncapi.storage import events as event_storage
 from syncapi.visibility import visible
 
 TRIED = 100
+NEARER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Nearest:
     maybe_nearer: bool
 
 
-def load_nearest(
+def find_nearest(
     connection: Connection,
     caller: Caller,
     room_id: str,
@@ -59,6 +60,20 @@ def load_nearest(
     return Nearest(orjson.dumps(body), any(time_ms >= timestamp_ms for time_ms in edge_times))
 
 
+def load_nearest(
+    connection: Connection, caller: Caller, room_id: str, timestamp_ms: int, backwards: bool
+) -> bytes:
+    """Return the body of the answer, by what is here.
+
+    Raises:
+        MatrixError: M_FORBIDDEN; M_NOT_FOUND, there is none.
+    """
+    found = find_nearest(connection, caller, room_id, timestamp_ms, backwards, ())
+    if found.body is None:
+        raise not_found("No event near that time")
+    return found.body
+
+
 def add_routes(router: Router, edge: Edge) -> None:
     """Add the endpoint."""
 
@@ -73,11 +88,15 @@ def add_routes(router: Router, edge: Edge) -> None:
         room_id = request.path_params["room_id"]
         backwards = query["dir"] == "b"
         asked = (caller, room_id, min(timestamp_ms, 2**62), backwards)
-        found = await edge.read(load_nearest, *asked, await edge.remote.edges(room_id))
-        if found.maybe_nearer and await edge.remote.fetch_nearest(room_id, asked[2], backwards):
-            found = await edge.read(load_nearest, *asked, ())
-        if found.body is None:
-            raise not_found("No event near that time")
-        return json_response(found.body)
+        edges = await edge.remote.edges(room_id)
+        found = await edge.read(find_nearest, *asked, edges)
+        if found.maybe_nearer:
+            await edge.remote.fetch_nearest(room_id, asked[2], backwards)
+            if (await edge.read(find_nearest, *asked, edges)).body == found.body:
+                # An event far from those that are here has no place among them: come nearer from here.
+                await edge.remote.fetch_before(room_id, caller.user_id, edges, NEARER)
+        elif found.body is not None:
+            return json_response(found.body)
+        return json_response(await edge.read(load_nearest, *asked))
 
     router.add("GET", "/_matrix/client/v1/rooms/{room_id}/timestamp_to_event", timestamp_to_event)

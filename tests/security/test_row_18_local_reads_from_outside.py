@@ -143,17 +143,17 @@ async def test_event_of_another_room_is_not_found(world: SyncWorld, name: str) -
 
 
 def hierarchy(world: SyncWorld, user: str, room_id: str) -> list[str]:
-    answer = orjson.loads(
-        world.database.read_sync(
-            hierarchy_http.load_hierarchy,
-            world.caller(user),
-            room_id,
-            start=0,
-            limit=10,
-            max_depth=3,
-            suggested_only=False,
-        )
+    body, _ = world.database.read_sync(
+        hierarchy_http.load_hierarchy,
+        world.caller(user),
+        room_id,
+        start=0,
+        limit=10,
+        max_depth=3,
+        suggested_only=False,
+        told={},
     )
+    answer = orjson.loads(body)
     return [room["room_id"] for room in answer["rooms"]]
 
 

@@ -105,10 +105,9 @@ async def test_timestamp_to_event(world: SyncWorld) -> None:
 
     def nearest(when: int, backwards: bool) -> str:
         found = world.database.read_sync(
-            timestamp_http.load_nearest, world.caller(ALICE), room.room_id, when, backwards, ()
+            timestamp_http.load_nearest, world.caller(ALICE), room.room_id, when, backwards
         )
-        assert found.body is not None
-        answer = orjson.loads(found.body)
+        answer = orjson.loads(found)
         return str(answer["event_id"])
 
     assert nearest(at, True) == events[1]
