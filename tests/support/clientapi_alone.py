@@ -28,6 +28,8 @@ OVERRIDES: dict[str, Any] = {
     "registration.enabled": True,
     "registration.require_verification": False,
     "registration.shared_secret": "hush",
+    # No federation service stands by.
+    "federation.enabled": False,
 }
 
 
