@@ -1,22 +1,31 @@
-"""`GET /rooms/{roomId}/hierarchy`: the rooms of a space, of those we know, that the caller may look into."""
+"""`GET /rooms/{roomId}/hierarchy`: the rooms of a space that the caller may look into; other servers tell
+of those that are not known here."""
 
+import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection
 
+from matrixlib.identifiers import server_name_of
 from servicekit.errors import MatrixError, invalid_param
 from servicekit.http import Request, Response, Router, json_response
 from syncapi import access
 from syncapi.applied import StoredEvent
 from syncapi.auth import Caller
 from syncapi.http.edge import Edge
+from syncapi.remote_spaces import OPEN_RULES, RemoteSpaces, Wanted, only_suggested, via_of
 from syncapi.storage import members, rooms, state
 from syncapi.storage.tables import MAX_POSITION
 
 MAX_LIMIT = 50
 MAX_DEPTH = 10
 MAX_ROOMS = 500
+MAX_ASKED = 10
+REMOTE_S = 5.0
+NOTHING = b'{"rooms":[]}'
 
 _SUMMARY_STATE: dict[str, tuple[str, str]] = {
     "name": ("m.room.name", "name"),
@@ -119,22 +128,42 @@ def load_hierarchy(
     limit: int,
     max_depth: int,
     suggested_only: bool,
-) -> bytes:
-    """Return a page of a space's rooms, depth first.
+    told: Mapping[str, dict[str, Any] | None],
+) -> tuple[bytes, list[Wanted]]:
+    """Return a page of a space's rooms, depth first, and the rooms that only others can know.
+
+    Args:
+        told: what others said of rooms that are not known here.
 
     Raises:
         MatrixError: M_FORBIDDEN, the caller may not look into the space itself.
     """
-    if not may_look_into(connection, caller.user_id, room_id):
+    is_known_here = _is_known(connection, room_id)
+    if is_known_here and not may_look_into(connection, caller.user_id, room_id):
         raise access.no_access()
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
+    wanted: list[Wanted] = []
+    via: dict[str, tuple[str, ...]] = {room_id: tuple(name for name in [server_name_of(room_id)] if name)}
     pending = [(room_id, 0)]
     while pending and len(seen) < MAX_ROOMS and len(found) <= start + limit:
         current, depth = pending.pop()
         if current in seen:
             continue
         seen.add(current)
+        if not _is_known(connection, current):
+            other = told.get(current)
+            if other is None:
+                if current not in told and via.get(current):
+                    wanted.append(Wanted(current, via[current]))
+            elif _may_see(connection, caller.user_id, other):
+                other = only_suggested(other) if suggested_only else other
+                found.append(other)
+                if depth < max_depth:
+                    for child in reversed(other["children_state"]):
+                        via.setdefault(child["state_key"], via_of(child["content"]))
+                        pending.append((child["state_key"], depth + 1))
+            continue
         if not may_look_into(connection, caller.user_id, current):
             continue
         create = _content(state.load_state_event(connection, current, "m.room.create", ""))
@@ -145,11 +174,32 @@ def load_hierarchy(
             continue
         found.append(summary)
         if depth < max_depth:
+            for event in children:
+                via.setdefault(event.state_key or "", via_of(_content(event)))
             pending += [(event.state_key or "", depth + 1) for event in reversed(children)]
+    if not is_known_here and not found and not wanted:
+        raise access.no_access()
     answer: dict[str, Any] = {"rooms": found[start : start + limit]}
     if len(found) > start + limit:
         answer["next_batch"] = f"h1_{start + limit}"
-    return orjson.dumps(answer)
+    return orjson.dumps(answer), wanted
+
+
+def _is_known(connection: Connection, room_id: str) -> bool:
+    """Whether a room's state is here; of a room that somebody is only invited to it is not."""
+    return state.load_state_event(connection, room_id, "m.room.create", "") is not None
+
+
+def _may_see(connection: Connection, user_id: str, summary: Mapping[str, Any]) -> bool:
+    """Whether a user may see what another server told us of a room; it may be meant for others of us."""
+    if summary.get("world_readable") is True or summary.get("join_rule", "public") in OPEN_RULES:
+        return True
+    row = members.load_user_room(connection, user_id, summary["room_id"])
+    if row is not None and row.membership == "invite":
+        return True
+    allowed = summary.get("allowed_room_ids", ())
+    rooms_of = (members.load_user_room(connection, user_id, room_id) for room_id in allowed)
+    return any(row is not None and row.joined_until == MAX_POSITION for row in rooms_of)
 
 
 def _start(token: str | None) -> int:
@@ -168,18 +218,30 @@ def _invalid() -> MatrixError:
 def add_routes(router: Router, edge: Edge) -> None:
     """Add the endpoint."""
 
+    spaces = RemoteSpaces(edge.remote, time.monotonic)
+
     async def get_hierarchy(request: Request) -> Response:
         caller = await edge.caller(request)
-        return json_response(
-            await edge.read(
-                load_hierarchy,
-                caller,
-                request.path_params["room_id"],
-                start=_start(request.query.get("from")),
-                limit=max(request.query_int("limit", MAX_LIMIT, maximum=MAX_LIMIT), 1),
-                max_depth=request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH),
-                suggested_only=request.query_bool("suggested_only"),
-            )
+        load = partial(
+            load_hierarchy,
+            caller=caller,
+            room_id=request.path_params["room_id"],
+            start=_start(request.query.get("from")),
+            limit=max(request.query_int("limit", MAX_LIMIT, maximum=MAX_LIMIT), 1),
+            max_depth=request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH),
+            suggested_only=request.query_bool("suggested_only"),
         )
+        # Others' spaces hold others' rooms: level by level, as long as that takes no more than some seconds.
+        until_s = time.monotonic() + REMOTE_S
+        while True:
+            body, wanted = await edge.read(lambda connection: load(connection, told=spaces.told()))
+            if not wanted:
+                return json_response(body)
+            if time.monotonic() > until_s:
+                break
+            await spaces.fetch(wanted[:MAX_ASKED])
+        if body == NOTHING:
+            raise access.no_access()
+        return json_response(body)
 
     router.add("GET", "/_matrix/client/v1/rooms/{room_id}/hierarchy", get_hierarchy)
