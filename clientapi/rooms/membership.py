@@ -103,8 +103,10 @@ class Memberships:
             raise not_found("No server of this room is known")
         if session.guest:
             raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not join rooms of other servers")
-        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
         servers = [*via, *await self._servers_of(room_id)]
+        if not servers and not await self._invited_or_knocking(user_id, room_id):
+            raise not_found("No server of this room is known")
+        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
         sent = await self._remote.join(user_id, room_id, servers, {**extra, **profile})
         self._happened(user_id, room_id, sent)
         if forgotten:
@@ -219,9 +221,9 @@ class Memberships:
         head, _state = await self._present(room_id, frozenset({CREATE_KEY}))
         profile = await self._db.read(load_member_profile, user_id)
         if head is None or not head.participating:
-            if not self._remote.enabled:
-                raise not_found("No server of this room is known")
             servers = [*via, *await self._servers_of(room_id)]
+            if not servers or not self._remote.enabled:
+                raise not_found("No server of this room is known")
             sent = await self._remote.knock(user_id, room_id, servers, {**extra, **profile})
             self._happened(user_id, room_id, sent)
             return sent
