@@ -1,7 +1,6 @@
 """A real Synapse and an Arbor share rooms, over TLS on loopback.
 
-What the two say of a room is compared by their client APIs. Joins and the like of Arbor's users through other
-servers are asked of its federation service directly.
+All is done and compared by the client APIs of the two.
 """
 
 import asyncio
@@ -12,9 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from arbor.federation.v1 import federation_pb2 as pb
 from tests.support.arbor_server import ArborServer
-from tests.support.federation import FederatedSynapse, federated_arbor, federation_of, until
+from tests.support.federation import FederatedSynapse, federated_arbor, until
 from tests.support.matrix_client import MatrixClient
 from tests.support.synapse_server import ensure_installed
 from tests.support.tls_ca import TestCa
@@ -61,13 +59,6 @@ async def people(
     )
 
 
-async def join_from_arbor(pair: Pair, user: MatrixClient, room_id: str, *via: str) -> pb.JoinRoomResponse:
-    async with federation_of(pair.arbor) as federation:
-        request = pb.JoinRoomRequest(user_id=user.user_id, room_id=room_id, via=via)
-        answer: pb.JoinRoomResponse = await federation.JoinRoom(request, timeout=60)
-        return answer
-
-
 async def sees(client: MatrixClient, room_id: str, event_id: str) -> dict[str, Any]:
     """Wait until somebody sees an event, and return it."""
 
@@ -106,7 +97,7 @@ async def test_rooms_of_either_are_shared(
     ours = await alice.create_room(preset="public_chat", room_version=version, name="of Arbor")
     await sam.post(f"/join/{ours}?server_name={pair.arbor.server_name}")
     theirs = await sam.create_room(preset="public_chat", room_version=version, name="of Synapse")
-    await join_from_arbor(pair, alice, theirs, pair.synapse.server_name)
+    await alice.post(f"/join/{theirs}?via={pair.synapse.server_name}")
     for room_id in (ours, theirs):
         for writer, reader in ((alice, sam), (sam, alice)):
             event_id = await writer.send(room_id, f"from {writer.user_id}")
@@ -181,14 +172,10 @@ async def test_an_invite_from_synapse_is_seen_taken_and_refused(
         assert events["m.room.member"]["sender"] == sam.user_id
         if take:
             # Nobody names a server: the inviter's is known.
-            await join_from_arbor(pair, alice, room_id)
+            await alice.post(f"/join/{room_id}")
             await sees(sam, room_id, await alice.send(room_id, "here I am"))
             continue
-        async with federation_of(pair.arbor) as federation:
-            left = await federation.LeaveRoom(
-                pb.LeaveRoomRequest(user_id=alice.user_id, room_id=room_id), timeout=60
-            )
-        assert left.told_remote
+        await alice.leave(room_id)
 
         async def refused(room_id: str = room_id) -> bool:
             members = await sam.get(f"/rooms/{room_id}/members")
@@ -207,11 +194,7 @@ async def test_knocking_on_synapse_and_being_let_in(
     alice, sam = await people(pair, session, unique)
     rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
     room_id = await sam.create_room(room_version="10", initial_state=[rules], name="closed")
-    async with federation_of(pair.arbor) as federation:
-        await federation.KnockRoom(
-            pb.KnockRoomRequest(user_id=alice.user_id, room_id=room_id, via=[pair.synapse.server_name]),
-            timeout=60,
-        )
+    await alice.post(f"/knock/{room_id}?via={pair.synapse.server_name}", {"reason": "please"})
 
     async def knocks() -> bool:
         members = await sam.get(f"/rooms/{room_id}/members", membership="knock")
@@ -225,8 +208,23 @@ async def test_knocking_on_synapse_and_being_let_in(
         return room_id in (await alice.sync())["rooms"].get("invite", {})
 
     await until(invited, "the knock is answered")
-    await join_from_arbor(pair, alice, room_id)
+    await alice.join(room_id)
     await sees(sam, room_id, await alice.send(room_id, "thank you"))
+
+
+async def test_inviting_somebody_of_synapse(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(preset="private_chat", name="come in", invite=[sam.user_id])
+
+    async def invited() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = (await sam.sync())["rooms"].get("invite", {}).get(room_id)
+        return found
+
+    events = (await until(invited, "the invite arrives"))["invite_state"]["events"]
+    assert {"name": "come in"} in [event["content"] for event in events if event["type"] == "m.room.name"]
+    await sam.join(room_id)
+    await sees(alice, room_id, await sam.send(room_id, "thank you"))
+    await agree(alice, sam, room_id)
 
 
 async def test_restricted_rooms_of_either(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:
@@ -245,7 +243,7 @@ async def test_restricted_rooms_of_either(pair: Pair, session: aiohttp.ClientSes
     await sam.post(f"/join/{ours}?server_name={pair.arbor.server_name}")
     await agree(alice, sam, ours)
     theirs = await sam.create_room(room_version="10", initial_state=[rules])
-    await join_from_arbor(pair, alice, theirs, pair.synapse.server_name)
+    await alice.post(f"/join/{theirs}?server_name={pair.synapse.server_name}")
     await agree(alice, sam, theirs)
 
 
@@ -302,19 +300,14 @@ async def test_aliases_profiles_and_history_across(
     room_id = await sam.create_room(preset="public_chat", room_alias_name=name)
     said = [await sam.send(room_id, f"before {number}") for number in range(5)]
     await sam.put(f"/profile/{sam.user_id}/displayname", {"displayname": "Sam"})
-    async with federation_of(pair.arbor) as federation:
-        alias = f"#{name}:{pair.synapse.server_name}"
-        found = await federation.ResolveAlias(pb.ResolveAliasRequest(room_alias=alias), timeout=20)
-        assert (found.room_id, list(found.servers)) == (room_id, [pair.synapse.server_name])
-        profiles = await federation.QueryRemoteProfiles(
-            pb.QueryRemoteProfilesRequest(user_ids=[sam.user_id]), timeout=20
-        )
-        assert b'"Sam"' in profiles.profiles[0].fields_json
-        joined = await join_from_arbor(pair, alice, room_id, *found.servers)
-        fetched = await federation.Backfill(
-            pb.BackfillRequest(room_id=room_id, from_event_ids=[joined.event_id], limit=20), timeout=20
-        )
-        assert fetched.events >= len(said)
+    alias = f"%23{name}:{pair.synapse.server_name}"
+    found = await alice.get(f"/directory/room/{alias}")
+    assert found == {"room_id": room_id, "servers": [pair.synapse.server_name]}
+    assert (await alice.get(f"/profile/{sam.user_id}"))["displayname"] == "Sam"
+    assert await alice.post(f"/join/{alias}") == {"room_id": room_id}
+    rooms = await alice.get("/publicRooms", server=pair.synapse.server_name)
+    assert "chunk" in rooms
+    # Nobody of Arbor's was there when it was said: /messages fetches it.
     for event_id in said:
         await sees(alice, room_id, event_id)
     ours = await alice.create_room(preset="public_chat", room_alias_name=name)

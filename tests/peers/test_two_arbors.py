@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arbor.federation.v1 import federation_pb2 as pb
-from tests.support.federation import federated_arbor, federation_of, until
+from tests.support.federation import federated_arbor, until
 from tests.support.matrix_client import MatrixClient, http_session
 from tests.support.tls_ca import TestCa
 
@@ -39,9 +38,7 @@ async def test_a_cut_link_leaves_one_room_behind(tmp_path: Path) -> None:
             room_id = await alice.create_room(
                 preset="public_chat", power_level_content_override={"state_default": 0}
             )
-            async with federation_of(other) as federation:
-                request = pb.JoinRoomRequest(user_id=bob.user_id, room_id=room_id, via=[one.server_name])
-                await federation.JoinRoom(request, timeout=30)
+            await bob.post(f"/join/{room_id}?via={one.server_name}")
             sent = [await alice.send(room_id, "together"), await bob.send(room_id, "together")]
 
             async def both_have(count: int) -> bool:

@@ -1,0 +1,198 @@
+"""People of two Arbors share rooms by their client APIs alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.arbor_server import ArborServer
+from tests.support.federation import federated_arbor, until
+from tests.support.matrix_client import ClientError, MatrixClient, http_session
+from tests.support.tls_ca import TestCa
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@dataclass(frozen=True, slots=True)
+class Two:
+    """Two servers, and somebody at each."""
+
+    one: ArborServer
+    other: ArborServer
+    alice: MatrixClient
+    bob: MatrixClient
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Two]:
+    ca = TestCa(tmp_path / "ca")
+    one, other = federated_arbor(tmp_path / "one", ca), federated_arbor(tmp_path / "other", ca)
+    try:
+        await asyncio.gather(one.start(), other.start())
+        async with http_session() as session:
+            yield Two(one, other, await one.register(session, "alice"), await other.register(session, "bob"))
+    finally:
+        await asyncio.gather(one.stop(), other.stop())
+
+
+async def sees(client: MatrixClient, room_id: str, event_id: str) -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        events = (await client.messages(room_id, limit=50))["chunk"]
+        return next((event for event in events if event["event_id"] == event_id), None)
+
+    return await until(look, f"{client.user_id} sees {event_id}")
+
+
+async def invite_of(client: MatrixClient, room_id: str, kind: str = "invite") -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = (await client.sync())["rooms"].get(kind, {}).get(room_id)
+        return found
+
+    return await until(look, f"{client.user_id} has the room under {kind}")
+
+
+async def membership(client: MatrixClient, room_id: str, user_id: str, wanted: str) -> None:
+    async def look() -> bool:
+        state = await client.state(room_id)
+        return any(
+            event["type"] == "m.room.member"
+            and event["state_key"] == user_id
+            and event["content"]["membership"] == wanted
+            for event in state
+        )
+
+    await until(look, f"{user_id} is at {wanted}")
+
+
+async def test_join_by_alias_and_scroll_back_before_the_join(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    room_id = await alice.create_room(preset="public_chat", room_alias_name="tea")
+    said = [await alice.send(room_id, f"before {number}") for number in range(12)]
+    alias = f"%23tea:{two.one.server_name}"
+    found = await bob.get(f"/directory/room/{alias}")
+    assert found == {"room_id": room_id, "servers": [two.one.server_name]}
+    assert await bob.post(f"/join/{alias}") == {"room_id": room_id}
+    await sees(alice, room_id, await bob.send(room_id, "hello"))
+    await sees(bob, room_id, await alice.send(room_id, "welcome"))
+    for event_id in said:
+        await sees(bob, room_id, event_id)
+    # Away and back, nobody naming a server.
+    await bob.post(f"/rooms/{room_id}/leave")
+    await membership(alice, room_id, bob.user_id, "leave")
+    await alice.send(room_id, "bob is away")
+    await bob.post(f"/rooms/{room_id}/join")
+    await membership(alice, room_id, bob.user_id, "join")
+    await sees(alice, room_id, await bob.send(room_id, "back"))
+
+
+async def test_invites_across_are_taken_refused_and_withdrawn(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    room_id = await alice.create_room(preset="private_chat", name="secret")
+    await alice.invite(room_id, bob.user_id)
+    invite = await invite_of(bob, room_id)
+    names = [e["content"]["name"] for e in invite["invite_state"]["events"] if e["type"] == "m.room.name"]
+    assert names == ["secret"]
+    await bob.post(f"/rooms/{room_id}/join")
+    await sees(alice, room_id, await bob.send(room_id, "here"))
+
+    # Invited as the room is made; refused.
+    direct = await alice.create_room(preset="trusted_private_chat", is_direct=True, invite=[bob.user_id])
+    await invite_of(bob, direct)
+    await bob.post(f"/rooms/{direct}/leave")
+    await membership(alice, direct, bob.user_id, "leave")
+    assert direct not in (await bob.sync())["rooms"].get("invite", {})
+
+    # Invited again, and nobody is there to hear the refusal: it stands here.
+    await alice.invite(direct, bob.user_id)
+    await invite_of(bob, direct)
+    await two.one.stop()
+    await bob.post(f"/rooms/{direct}/leave")
+    assert direct not in (await bob.sync())["rooms"].get("invite", {})
+
+
+async def test_knock_and_restricted_rooms(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    knock = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = await alice.create_room(initial_state=[knock])
+    await bob.post(f"/knock/{room_id}?via={two.one.server_name}", {"reason": "tea?"})
+    await membership(alice, room_id, bob.user_id, "knock")
+    await invite_of(bob, room_id, "knock")
+    await alice.invite(room_id, bob.user_id)
+    await invite_of(bob, room_id)
+    await bob.post(f"/join/{room_id}")
+    await membership(alice, room_id, bob.user_id, "join")
+
+    # Bob's friend is in the room that opens the other, which has nobody at Bob's who may let her in.
+    async with http_session() as session:
+        carol = await two.other.register(session, "carol")
+        allow = [{"type": "m.room_membership", "room_id": room_id}]
+        restricted = {
+            "type": "m.room.join_rules",
+            "state_key": "",
+            "content": {"join_rule": "restricted", "allow": allow},
+        }
+        closed = await alice.create_room(
+            initial_state=[restricted], power_level_content_override={"invite": 50}
+        )
+        await bob.post(f"/join/{closed}?via={two.one.server_name}")
+        await bob.invite(room_id, carol.user_id)
+        await carol.post(f"/join/{room_id}")
+        await carol.post(f"/join/{closed}?via={two.one.server_name}")
+        await membership(alice, closed, carol.user_id, "join")
+
+
+async def test_what_other_servers_know_and_what_they_refuse(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    await alice.put(f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
+    assert (await bob.get(f"/profile/{alice.user_id}"))["displayname"] == "Alice"
+    assert await bob.get(f"/profile/{alice.user_id}/displayname") == {"displayname": "Alice"}
+    closed = await alice.create_room(preset="private_chat")
+    for method, path, status, errcode in (
+        ("GET", f"/profile/@nobody:{two.one.server_name}", 404, "M_NOT_FOUND"),
+        ("GET", f"/directory/room/%23none:{two.one.server_name}", 404, "M_NOT_FOUND"),
+        ("GET", "/profile/@x:localhost:1", 502, "M_UNKNOWN"),
+        ("GET", "/directory/room/%23x:localhost:1", 502, "M_UNKNOWN"),
+        ("GET", "/publicRooms?server=localhost:1", 502, "M_UNKNOWN"),
+        ("POST", "/join/!x:localhost:1", 502, "M_UNKNOWN"),
+        ("POST", "/rooms/!x:localhost:1/leave", 404, "M_NOT_FOUND"),
+        ("POST", f"/join/{closed}?server_name={two.one.server_name}", 403, "M_FORBIDDEN"),
+        ("POST", f"/knock/{closed}?server_name={two.one.server_name}", 403, "M_FORBIDDEN"),
+    ):
+        with pytest.raises(ClientError) as caught:
+            await bob.request(method, "/_matrix/client/v3" + path, {} if method == "POST" else None)
+        error = caught.value
+        assert (error.status, error.body["errcode"]) == (status, errcode), (method, path, error.body)
+
+
+async def test_spaces_and_times_across(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    space = await alice.create_room(preset="public_chat", creation_content={"type": "m.space"}, name="all")
+    inner = await alice.create_room(preset="public_chat", creation_content={"type": "m.space"}, name="inner")
+    leaf = await alice.create_room(preset="public_chat", name="leaf")
+    closed = await alice.create_room(preset="private_chat", name="closed")
+    via = [two.one.server_name]
+    for parent, child in ((space, inner), (inner, leaf), (space, closed)):
+        await alice.set_state(parent, "m.space.child", {"via": via}, child)
+    ours = await bob.create_room(preset="public_chat", creation_content={"type": "m.space"}, name="ours")
+    await bob.set_state(ours, "m.space.child", {"via": via, "suggested": True}, space)
+
+    async def names(room_id: str, **query: str) -> list[str]:
+        path = f"/_matrix/client/v1/rooms/{room_id}/hierarchy"
+        answer = await bob.request("GET", path, query=query)
+        return [room["name"] for room in answer["rooms"]]
+
+    # Bob is in none of Alice's rooms; what is closed to him is not told.
+    assert await names(ours) == ["ours", "all", "inner", "leaf"]
+    assert await names(ours, suggested_only="true") == ["ours", "all"]
+    assert await names(ours, max_depth="1") == ["ours", "all"]
+
+    first = await alice.send(leaf, "the first")
+    at = (await alice.get(f"/rooms/{leaf}/event/{first}"))["origin_server_ts"]
+    await alice.send(leaf, "the second")
+    await bob.post(f"/join/{leaf}?via={via[0]}")
+    path = f"/_matrix/client/v1/rooms/{leaf}/timestamp_to_event"
+    found = await bob.request("GET", path, query={"ts": str(at), "dir": "f"})
+    assert found == {"event_id": first, "origin_server_ts": at}
