@@ -49,6 +49,7 @@ log = get_logger("roomserver")
 MAX_BATCH = 300
 PIPELINE = 4
 IDLE_S = 0.5
+HAND_OVER_S = 1.0
 PLACED_MIN = 8
 """So many messages are published before a batch stores where they stand: fewer wait for more, or for quiet. What
 a crash leaves unstored the relay finds in the stream."""
@@ -151,6 +152,12 @@ class Processor:
         if self._placed or self._relay.deletable():
             await self._commit(Work([], 0, ""))
 
+    def _reopen(self) -> None:
+        """The partitions have changed: the reader is opened anew, and what it had taken is read again."""
+        self._changed.set()
+        if self._reader is not None:
+            self._reader.nudge()
+
     # -- life
 
     async def run(self) -> None:
@@ -175,7 +182,10 @@ class Processor:
     async def take_partitions(self) -> None:
         """Take what is free; done once before `run`, then by it."""
         async with self._writing:
-            taken = await self._database.write(self._leases.take, set(self._held))
+            await self._take_partitions()
+
+    async def _take_partitions(self) -> None:
+        taken = await self._database.write(self._leases.take, set(self._held))
         if not taken:
             return
         info = await self._connection.load_stream(INPUT)
@@ -193,17 +203,40 @@ class Processor:
             future = self._relay.adopt(row.id, row.epoch, item.progress, item.entries)
             future.add_done_callback(self._on_adopted)
         log.info("partitions_taken", count=len(taken), held=len(self._held))
-        self._changed.set()
+        self._reopen()
 
     async def give_up(self) -> None:
         """Hand everything over: the process is about to stop."""
         self._giving_up = True
         held = {number: mine.epoch for number, mine in self._held.items()}
         self._held = {}
-        self._changed.set()
+        self._reopen()
         for number in held:
             self._relay.release(number)
-        await self._database.write(self._leases.give_up, held)
+        await self._database.write(self._leases.depart, held)
+
+    async def _hand_over(self) -> None:
+        """Give up what is more than our share: others have come."""
+        share = await self._database.write(self._leases.share)
+        if len(self._held) <= share:
+            return
+        await self.flush()
+        async with self._writing:
+            # Nothing is committed meanwhile, so what is queued gets less: nothing of it is left to others.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S):
+                    while self._relay.queued:  # noqa: ASYNC110 - rare, short
+                        await asyncio.sleep(0.002)
+            given = {number: self._held[number].epoch for number in sorted(self._held)[share:]}
+            for number in given:
+                del self._held[number]
+                self._relay.release(number)
+            # Whatever is remembered of their rooms will be old when they come back.
+            self._judge.failed()
+            self._positions.clear()
+            await self._database.write(self._leases.give_up, given)
+        log.info("partitions_handed_over", count=len(given), held=len(self._held))
+        self._reopen()
 
     async def replay(self, room_ids: list[str]) -> tuple[int, int]:
         """Judge rooms' dead letters and waiting events once more; returns how many were applied and how
@@ -299,14 +332,22 @@ class Processor:
         self._batches += 1
         everything = not batch.messages or self._batches % ADVANCE_ALL_EVERY == 0
         work = Work(batch.messages, batch.through, batch.epoch, advance_all=everything)
-        outcome, published = await self._commit(work)
+        committed = await self._commit(work, of_reader=True)
+        if committed is None:
+            return
+        outcome, published = committed
         self._input_position = batch.through
         self._wake()
         if outcome.answers or outcome.entries:
             await self._sent.put(_Sent(outcome, published))
 
-    async def _commit(self, work: Work) -> "tuple[Outcome, asyncio.Future[list[Published]]]":
+    async def _commit(
+        self, work: Work, *, of_reader: bool = False
+    ) -> "tuple[Outcome, asyncio.Future[list[Published]]] | None":
+        """Commit; None: not done, for the reader knew nothing of partitions that have come since."""
         async with self._writing:
+            if of_reader and self._changed.is_set():
+                return None
             deletable: list[Published] = []
             if not work.messages or len(self._placed) >= PLACED_MIN:
                 work.published, self._placed = self._placed, []
@@ -491,7 +532,7 @@ class Processor:
             try:
                 await self._commit(Work([], 0, ""))
             except OwnershipLost:
-                self._changed.set()
+                self._reopen()
 
     async def _collect_now_and_then(self) -> None:
         while True:
@@ -520,7 +561,9 @@ class Processor:
                 if lost:
                     log.warning("leases_lost", partitions=len(lost))
                     await self._reload()
-                    self._changed.set()
+                    self._reopen()
+                if self._leases.shared and not self._giving_up:
+                    await self._hand_over()
                 if len(self._held) < self._leases.partition_count and not self._giving_up:
                     await self.take_partitions()
             except (LogUnavailable, LogError) as error:

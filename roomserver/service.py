@@ -65,7 +65,11 @@ class RoomServer:
         self.judge = Judge(self.context, self.memory, now_ms)
         alone = self.database.url.startswith("sqlite")
         self.leases = Leases(
-            self.address, config.log.partitions, LEASE_ALONE_MS if alone else LEASE_MS, now_ms
+            self.address,
+            config.log.partitions,
+            LEASE_ALONE_MS if alone else LEASE_MS,
+            now_ms,
+            shared=not alone,
         )
         self._connection: LogConnection | None = None
         self._processor: Processor | None = None

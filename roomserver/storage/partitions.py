@@ -114,3 +114,26 @@ def load_meta(conn: Connection, name: str) -> str:
 def store_meta(conn: Connection, name: str, value: str) -> None:
     """Remember a text."""
     _STORE_META.change(conn, name, value)
+
+
+_MEMBERS = Sql("SELECT name, value FROM meta")
+_FORGET = Sql("DELETE FROM meta WHERE name = ?")
+
+
+def announce(conn: Connection, process: str, now_ms: int, until_ms: int) -> int:
+    """Say that a process (a short name) shares in the partitions until then; returns how many processes do."""
+    alive = {process}
+    for name, value in _MEMBERS.rows(conn):
+        if not name.startswith("process:"):
+            continue
+        if int(value) >= now_ms:
+            alive.add(str(name).removeprefix("process:"))
+        elif name != f"process:{process}":
+            _FORGET.change(conn, name)
+    store_meta(conn, f"process:{process}", str(until_ms))
+    return len(alive)
+
+
+def depart(conn: Connection, process: str) -> None:
+    """A process takes no part any longer."""
+    _FORGET.change(conn, f"process:{process}")
