@@ -45,6 +45,7 @@ from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
 from syncapi.rebuild import rebuild_database
 from syncapi.remote import RemoteHistory
+from syncapi.room_positions import RoomPositions
 from syncapi.storage.tables import log_tables, metadata
 from syncapi.sync.engine import SyncEngine
 from syncapi.sync.presence import shares_room
@@ -91,7 +92,15 @@ class SyncApi:
         self._presence = PresenceTeller(self._live, self._publish_presence, enabled=config.presence.enabled)
         remote = RemoteHistory(config, self._rooms, reads.wait_for_sequence)
         self._edge = Edge(
-            self._database, self._tokens, reads, self._engine, filters, self._accounts, self._presence, remote
+            self._database,
+            self._tokens,
+            reads,
+            self._engine,
+            filters,
+            self._accounts,
+            self._presence,
+            remote,
+            RoomPositions(self._rooms, reads.wait_for_sequence),
         )
 
     def routes(self, router: Router) -> None:

@@ -14,6 +14,7 @@ from syncapi.filters import Filter
 from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
 from syncapi.remote import RemoteHistory
+from syncapi.room_positions import RoomPositions
 from syncapi.storage import accounts
 from syncapi.storage import events as event_storage
 from syncapi.sync.engine import SyncEngine
@@ -43,11 +44,15 @@ class Edge:
     accounts: Accounts
     presence: PresenceTeller
     remote: RemoteHistory
+    room_positions: RoomPositions
 
     async def caller(self, request: Request) -> Caller:
-        """Return who makes a request, once what they wrote is applied."""
+        """Return who makes a request, once what they wrote is applied; also at another edge, for one room."""
         caller = await self.tokens.resolve(request)
         await self.reads.wait(caller.user_id)
+        room_id = request.path_params.get("room_id")
+        if room_id is not None:
+            await self.room_positions.wait(room_id)
         return caller
 
     async def read(
