@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: help setup run fmt lint type imports test unit property integration security peers peers-setup chaos \
-	chaos-smoke bench bench-smoke bench-matrixlib fuzz fuzz-parsing oracle check proto proto-check contracts contracts-accept lock clean
+	chaos-smoke bench bench-smoke bench-matrixlib bench-roomserver fuzz fuzz-parsing oracle check proto proto-check contracts contracts-accept lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 20
@@ -127,6 +127,9 @@ fuzz-parsing: setup ## mutated events against the parser and all behind it, for 
 
 bench-matrixlib: setup peers-setup ## auth and state resolution beside Synapse's modules, with ratios
 	$(BIN)/python -m benchmarks.matrixlib_bench $(ARGS)
+
+bench-roomserver: setup peers-setup ## large rooms: import, states, resolution and auth, beside Synapse where it has them
+	$(BIN)/python -m benchmarks.roomserver_bench --large $(ARGS)
 
 bench: setup peers-setup ## the same load against Arbor and Synapse, with a table of ratios (long)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from arbor.log.v1 import input_pb2
+from benchmarks.matrixlib_bench import bench_auth, bench_resolution, build_room
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.room_versions import ROOM_VERSIONS
@@ -29,6 +30,7 @@ from servicekit.log.reader import LogMessage
 from tests.support.judging import JudgeBench, foreign, local
 from tests.support.judging import message as message_of
 from tests.support.rooms import key_of
+from tests.support.synapse_oracle.client import Oracle, is_installed
 
 SERVER = "a.example"
 ALICE = f"@alice:{SERVER}"
@@ -238,6 +240,19 @@ def measure_large(members: int) -> None:
         bench.close()
 
 
+def measure_beside_synapse(members: int, events: int) -> None:
+    """What Synapse's modules have, too: state resolution and auth, ours and theirs on the same events."""
+    if not is_installed():
+        print("Synapse is not installed (make peers-setup): resolution and auth are not compared")
+        return
+    print("Of import and states at events Synapse has no module to compare with: they are its database's.")
+    print(f"{'CPU time':44} {'ours':>15} {'Synapse':>15}   ratio")
+    with Oracle() as oracle:
+        for branches in (2, 10):
+            bench_resolution(build_room("12", members), oracle, branches, 500, members, 1)
+        bench_auth(build_room("12", 200), oracle, events, 1)
+
+
 class Clock:
     """Tells the CPU time since it was asked last."""
 
@@ -247,7 +262,8 @@ class Clock:
     def tell(self, what: str) -> None:
         """Print a line."""
         now = time.process_time()
-        print(f"{what:60} {(now - self._last) * 1000:9.1f} ms CPU")
+        memory = psutil.Process().memory_info().rss / 2**20
+        print(f"{what:60} {(now - self._last) * 1000:9.1f} ms CPU, {memory:6.0f} MiB in all", flush=True)
         self._last = now
 
 
@@ -290,6 +306,7 @@ def main() -> None:
         return
     if arguments.large:
         measure_large(2 * arguments.members)
+        measure_beside_synapse(arguments.members, min(arguments.events, 10_000))
         return
     if arguments.profile:
         measure(1, 64, arguments.count, kinds[arguments.profile], profile=True)
