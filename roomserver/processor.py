@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from arbor.log.v1 import input_pb2
 from roomserver import metrics
 from roomserver.erasure import Eraser, Erasure
-from roomserver.input.batch import Answer
 from roomserver.input.judge import Held, Judge, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.storage import garbage, partitions
+from roomserver.verdicts import VerdictSender
 from servicekit.database import Database
 from servicekit.errors import MatrixError
 from servicekit.grpc.errors import NOT_OWNER
@@ -57,11 +56,7 @@ COLLECT_EVERY_S = 3600.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
 MAX_POSITIONS = 100_000
-MAX_CONTENDED = 10_000
-CONTENDED_S = 1.0
-"""So long after a STALE the other writers of the room are told so."""
 ADVANCE_ALL_EVERY = 64
-MAX_VERDICT_BYTES = 512 * 1024
 
 
 class _Sent(NamedTuple):
@@ -97,8 +92,7 @@ class Processor:
             self._eraser = Eraser(connection, database, leases.partition_count, lambda: self._input_position)
         self._placed: list[tuple[int, int, int]] = []
         self._positions: OrderedDict[str, int] = OrderedDict()
-        # room -> when a writer was last told STALE, and which; oldest first
-        self._stale: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._verdicts = VerdictSender(connection)
         self._sequences: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._reader: LogReader | None = None
         self._input_position = 0
@@ -435,7 +429,7 @@ class Processor:
                     self._positions.move_to_end(room_id)
             while len(self._positions) > MAX_POSITIONS:
                 self._positions.popitem(last=False)
-            self._send_verdicts(outcome)
+            self._verdicts.send(outcome, self._sequences)
             self._idle.set()
             if self._eraser is not None:
                 await self._store_places(outcome)
@@ -472,53 +466,6 @@ class Processor:
                 self.output_last = max(self.output_last, sequence)
         while len(self._sequences) > MAX_POSITIONS:
             self._sequences.popitem(last=False)
-
-    def _mark_contended(self, answers: list[Answer]) -> None:
-        """Tell a writer whose chain was accepted that another one is waiting for its turn in that room."""
-        now = time.monotonic()
-        stale = self._stale
-        for answer in answers:
-            if answer.verdict.code == input_pb2.VERDICT_CODE_STALE and answer.reply_to:
-                stale.pop(answer.room_id, None)
-                stale[answer.room_id] = (now, answer.reply_to)
-        while stale and (len(stale) > MAX_CONTENDED or next(iter(stale.values()))[0] < now - CONTENDED_S):
-            del stale[next(iter(stale))]
-        if stale:
-            for answer in answers:
-                last = stale.get(answer.room_id)
-                if last is not None and last[1] != answer.reply_to:
-                    answer.verdict.contended = True
-
-    def _send_verdicts(self, outcome: Outcome) -> None:
-        self._mark_contended(outcome.answers)
-        by_writer: dict[str, list[input_pb2.Verdict]] = {}
-        for answer in outcome.answers:
-            if not answer.reply_to:
-                continue
-            answer.verdict.output_sequence = self._sequence_for(answer, outcome)
-            by_writer.setdefault(answer.reply_to, []).append(answer.verdict)
-        for reply_to, verdicts in by_writer.items():
-            part: list[input_pb2.Verdict] = []
-            size = 0
-            for verdict in verdicts:
-                length = verdict.ByteSize()
-                if part and size + length > MAX_VERDICT_BYTES:
-                    self._connection.publish_core(
-                        reply_to, input_pb2.Verdicts(verdicts=part).SerializeToString()
-                    )
-                    part, size = [], 0
-                part.append(verdict)
-                size += length
-            self._connection.publish_core(reply_to, input_pb2.Verdicts(verdicts=part).SerializeToString())
-
-    def _sequence_for(self, answer: Answer, outcome: Outcome) -> int:
-        if answer.row is not None:
-            place = (answer.partition, answer.row.output_no)
-        elif answer.room is not None:
-            place = (answer.partition, answer.room.row.last_output_no)
-        else:
-            return 0
-        return self._sequences.get(place) or outcome.known_sequences.get(place, 0)
 
     # -- now and then
 
