@@ -92,7 +92,7 @@ check: lint type imports contracts ## everything that needs no running server
 
 # -- tests -----------------------------------------------------------------------------------------------------------
 
-test: check ## all checks and the test suite, the long suites excepted
+test: check peers-setup ## all checks and the test suite, the long suites excepted
 	$(PYTEST) tests/unit tests/property tests/integration tests/security tests/peers $(ARGS)
 
 unit: setup ## pure functions, milliseconds
@@ -107,7 +107,7 @@ integration: setup ## with real databases, logs and processes
 security: setup ## named tests of what must not be possible
 	$(PYTEST) tests/security $(ARGS)
 
-peers: setup ## real clients against a running server
+peers: setup peers-setup ## real clients against a running server
 	$(PYTEST) tests/peers $(ARGS)
 
 chaos: setup ## kill processes under load and count what was lost (long)

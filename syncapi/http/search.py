@@ -79,6 +79,14 @@ class _Match:
     members: dict[int, str]
 
 
+def _flag(value: dict[str, Any], key: str) -> bool:
+    """Return an optional switch. Raises MatrixError M_BAD_JSON if it is none."""
+    switch = value.get(key, False)
+    if switch is not None and not isinstance(switch, bool):
+        raise bad_json(f"{key} must be true or false")
+    return bool(switch)
+
+
 def words_of(text: str) -> list[str]:
     """Return a text's words, without their case."""
     return _WORD.findall(text.casefold())
@@ -117,7 +125,7 @@ def parse_criteria(body: Any, next_batch: str | None) -> Criteria | None:
         filter_,
         order == "rank",
         _context(wanted.get("event_context")),
-        wanted.get("include_state") is True,
+        _flag(wanted, "include_state"),
         _groups(wanted.get("groupings")),
         max(filter_.capped_limit(maximum=MAX_LIMIT), 1),
         before,
@@ -145,7 +153,7 @@ def _context(value: Any) -> tuple[int, int, bool] | None:
     return (
         min(limits[0], MAX_CONTEXT),
         min(limits[1], MAX_CONTEXT),
-        value.get("include_profile") is True,
+        _flag(value, "include_profile"),
     )
 
 

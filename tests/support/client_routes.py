@@ -39,6 +39,7 @@ OPEN_ROUTES = {
     ("GET", f"{V3}/profile/{{user_id}}/{{key_name}}"),
     ("GET", f"{V3}/directory/room/{{room_alias}}"),
     ("GET", f"{V3}/directory/list/room/{{room_id}}"),
+    ("GET", "/_matrix/client/v1/room_summary/{room_id_or_alias}"),
 }
 
 _ROOM = f"{V3}/rooms/{{room_id}}"
@@ -140,6 +141,15 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{_ROOM}/report/{{event_id}}"): {"reason": "r", "score": -1},
     ("POST", f"{V3}/users/{{user_id}}/report"): {"reason": "r"},
     ("PUT", f"{V3}/presence/{{user_id}}/status"): {"presence": "online", "status_msg": "s"},
+    ("POST", f"{V3}/search"): {
+        "search_categories": {
+            "room_events": {
+                "search_term": "a", "keys": ["content.body"], "filter": {"limit": 3}, "order_by": "recent",
+                "event_context": {"before_limit": 1, "after_limit": 1, "include_profile": True},
+                "include_state": True, "groupings": {"group_by": [{"key": "room_id"}]},
+            },
+        },
+    },
     ("POST", f"{V3}/user_directory/search"): {"search_term": "a", "limit": 3},
     ("POST", f"{V3}/user/{{user_id}}/openid/request_token"): {},
     ("POST", "/_matrix/client/v1/login/get_token"): {"auth": {"type": "m.login.password", "session": "s"}},

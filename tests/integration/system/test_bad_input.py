@@ -5,7 +5,7 @@ The routes come from the services themselves; see `tests.support.client_routes`.
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 import pytest
 
+from tests.support.arbor_server import ArborServer
 from tests.support.client_routes import Answer, Endpoint, ask, is_clean_error, served_endpoints
 from tests.support.homeserver import Homeserver
 from tests.support.matrix_client import MatrixClient, segment
@@ -59,6 +60,17 @@ class World:
         event_id = await self.client.send(room_id, "still well")
         page = await self.client.messages(room_id, limit=1)
         assert page["chunk"][0]["event_id"] == event_id
+
+
+@pytest.fixture(scope="module")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server that asks no other: what is wrong with other servers' names is not the matter here."""
+    server = ArborServer(tmp_path_factory.mktemp("alone"), config={"federation": {"enabled": False}})
+    asyncio.run(server.start())
+    try:
+        yield server
+    finally:
+        asyncio.run(server.stop())
 
 
 @pytest.fixture
