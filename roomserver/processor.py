@@ -45,6 +45,7 @@ from servicekit.logging import get_logger
 
 log = get_logger("roomserver")
 
+LINGER_S = 0.003
 MAX_BATCH = 300
 PIPELINE = 4
 IDLE_S = 0.5
@@ -314,6 +315,10 @@ class Processor:
                     await self._process(batch)
                     if self._changed.is_set():
                         break
+                    if len(batch.messages) > 1:
+                        # Many ask at once: a moment's patience makes fewer and larger batches, each of which
+                        # costs a commit. Whoever asks alone does not wait.
+                        await asyncio.sleep(LINGER_S)
             except OwnershipLost as error:
                 log.warning("ownership_lost", error=str(error))
                 await self._reload()

@@ -38,6 +38,7 @@ log = get_logger("clientapi.rooms")
 
 REQUEST_DEADLINE_S = 15.0
 WINDOW = 16
+LINGER_S = 0.003
 CHAIN_MAX_BYTES = 600_000
 MAY_FORK_FROM_TRY = 3
 FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
@@ -173,8 +174,9 @@ class RoomLane:
 
     async def _work(self) -> None:
         try:
-            # All that arrives in this tick goes out together.
-            await asyncio.sleep(0)
+            # All that arrives in this tick goes out together; while an earlier message is under way, all that
+            # arrives within a moment, since each message costs as much as many requests in it.
+            await asyncio.sleep(LINGER_S if self._in_flight else 0)
             while self._waiting or self._returned or self._refused:
                 await self._wait_for_turn()
                 batch = self._take_batch()
