@@ -2,6 +2,7 @@
 
 service        wiring
 consumer       applies OUTPUT entries to the database, on the writer thread
+applying/      what each kind of OUTPUT entry does: one module per purpose
 notifications  what push rules make of an event: per class of rule set, with exceptions
 rendering      an event's client JSON as bytes, and how the variants of `unsigned` are spliced in
 window         what is recent, in memory: answers incremental /sync without the database
