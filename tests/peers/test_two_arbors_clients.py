@@ -140,6 +140,7 @@ async def test_knock_and_restricted_rooms(two: Two) -> None:
         await bob.post(f"/join/{closed}?via={two.one.server_name}")
         await bob.invite(room_id, carol.user_id)
         await carol.post(f"/join/{room_id}")
+        await membership(alice, room_id, carol.user_id, "join")
         await carol.post(f"/join/{closed}?via={two.one.server_name}")
         await membership(alice, closed, carol.user_id, "join")
 
