@@ -9,6 +9,9 @@ transaction. Errors come out as SQLAlchemy's, so that nobody has to know.
 
 `?` stands for a parameter, `IN ?` for a list of integers or texts as one parameter, so that the text of a
 statement never depends on its values.
+
+A NUL in a text, which users may write and PostgreSQL cannot hold, becomes U+FFFD when it is stored and when it is
+looked for, on both databases.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,18 +29,17 @@ class Sql:
 
     def __init__(self, text: str) -> None:
         self._sqlite = text.replace("IN ?", "IN (SELECT value FROM json_each(?))")
-        self._postgresql = text.replace("IN ?", "= ANY(?)").replace("?", "%s")
+        self._postgresql = text.replace("%", "%%").replace("IN ?", "= ANY(?)").replace("?", "%s")
 
     def rows(self, conn: Connection, *parameters: Any) -> list[Any]:
         """Run it and return all rows. A list parameter belongs to `IN ?`."""
         driver: Any = conn.connection.dbapi_connection
         try:
             if conn.dialect.name == "sqlite":
-                values = [orjson.dumps(p).decode() if type(p) is list else p for p in parameters]
-                found: list[Any] = driver.execute(self._sqlite, values).fetchall()
+                found: list[Any] = driver.execute(self._sqlite, _for_sqlite(parameters)).fetchall()
             else:
                 with driver.cursor() as cursor:
-                    cursor.execute(self._postgresql, parameters)
+                    cursor.execute(self._postgresql, _for_postgresql(parameters))
                     found = cursor.fetchall()
         except Exception as error:
             raise _converted(conn, self._postgresql, error) from error
@@ -45,43 +47,66 @@ class Sql:
 
     def row(self, conn: Connection, *parameters: Any) -> Any:
         """Run it and return the first row, or None."""
-        rows = self.rows(conn, *parameters)
-        return rows[0] if rows else None
+        driver: Any = conn.connection.dbapi_connection
+        try:
+            if conn.dialect.name == "sqlite":
+                cursor = driver.execute(self._sqlite, _for_sqlite(parameters))
+                found = cursor.fetchone()
+                cursor.close()
+            else:
+                with driver.cursor() as cursor:
+                    cursor.execute(self._postgresql, _for_postgresql(parameters))
+                    found = cursor.fetchone()
+        except Exception as error:
+            raise _converted(conn, self._postgresql, error) from error
+        return found
 
     def change(self, conn: Connection, *parameters: Any) -> int:
         """Run it and return how many rows changed."""
         driver: Any = conn.connection.dbapi_connection
         try:
             if conn.dialect.name == "sqlite":
-                values = [orjson.dumps(p).decode() if type(p) is list else p for p in parameters]
-                return int(driver.execute(self._sqlite, values).rowcount)
+                return int(driver.execute(self._sqlite, _for_sqlite(parameters)).rowcount)
             with driver.cursor() as cursor:
-                cursor.execute(self._postgresql, parameters)
+                cursor.execute(self._postgresql, _for_postgresql(parameters))
                 return int(cursor.rowcount)
         except Exception as error:
             raise _converted(conn, self._postgresql, error) from error
 
-    def many(self, conn: Connection, rows: Iterable[tuple[Any, ...]]) -> int:
+    def many(self, conn: Connection, rows: Iterable[Sequence[Any]]) -> int:
         """Run it once for each row of parameters and return how many rows changed in all; nothing for
         none.
         """
         values = rows if isinstance(rows, list) else list(rows)
         if not values:
             return 0
+        if len(values) == 1:
+            return self.change(conn, *values[0])
         driver: Any = conn.connection.dbapi_connection
         try:
             if conn.dialect.name == "sqlite":
-                if len(values) == 1:
-                    return int(driver.execute(self._sqlite, values[0]).rowcount)
-                return int(driver.executemany(self._sqlite, values).rowcount)
+                return int(driver.executemany(self._sqlite, list(map(_for_sqlite, values))).rowcount)
             with driver.cursor() as cursor:
-                if len(values) == 1:
-                    cursor.execute(self._postgresql, values[0])
-                else:
-                    cursor.executemany(self._postgresql, values)
+                cursor.executemany(self._postgresql, list(map(_for_postgresql, values)))
                 return int(cursor.rowcount)
         except Exception as error:
             raise _converted(conn, self._postgresql, error) from error
+
+
+def _for_sqlite(parameters: Sequence[Any]) -> Sequence[Any]:
+    # SQLite's json_each ends a text at its first NUL and would find what nobody looks for.
+    return [
+        orjson.dumps(list(map(_storable, value))).decode() if type(value) is list else _storable(value)
+        for value in parameters
+    ]
+
+
+def _for_postgresql(parameters: Sequence[Any]) -> Sequence[Any]:
+    return [list(map(_storable, value)) if type(value) is list else _storable(value) for value in parameters]
+
+
+def _storable(value: Any) -> Any:
+    return value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
 
 
 def _converted(conn: Connection, text: str, error: Exception) -> Exception:

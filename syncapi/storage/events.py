@@ -31,7 +31,7 @@ class EventWriter:
         """Look up which of the events are stored already."""
         wanted = {event_id for event_id in event_ids if event_id not in self.known}
         for event_id, position, placement in rows_in(
-            self.connection, "SELECT event_id, position, placement FROM event WHERE event_id IN (@)", wanted
+            self.connection, "SELECT event_id, position, placement FROM event WHERE event_id IN ?", wanted
         ):
             self.known[event_id] = (position, placement)
 
@@ -104,7 +104,7 @@ def load_events(connection: Connection, positions: Iterable[int]) -> dict[int, S
     return {
         found[0]: StoredEvent(*found)
         for found in rows_in(
-            connection, f"SELECT {EVENT_COLUMNS} FROM event e WHERE position IN (@)", positions
+            connection, f"SELECT {EVENT_COLUMNS} FROM event e WHERE position IN ?", positions
         )
     }
 
@@ -114,7 +114,7 @@ def load_events_by_id(connection: Connection, event_ids: Iterable[str]) -> dict[
     return {
         found[1]: StoredEvent(*found)
         for found in rows_in(
-            connection, f"SELECT {EVENT_COLUMNS} FROM event e WHERE event_id IN (@)", event_ids
+            connection, f"SELECT {EVENT_COLUMNS} FROM event e WHERE event_id IN ?", event_ids
         )
     }
 
@@ -204,7 +204,7 @@ def load_members_at(connection: Connection, positions: Sequence[int], user_id: s
     return dict(
         rows_in(
             connection,
-            "SELECT position, membership FROM event_member WHERE position IN (@) AND user_id = ?",
+            "SELECT position, membership FROM event_member WHERE position IN ? AND user_id = ?",
             positions,
             after=(user_id,),
         )

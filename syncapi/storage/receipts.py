@@ -45,7 +45,7 @@ def load_receipts(
     found: dict[str, list[ReceiptMoved]] = {}
     for values in rows_in(
         connection,
-        f"SELECT {_COLUMNS} FROM receipt WHERE room_id IN (@) AND position > ? AND position <= ?"
+        f"SELECT {_COLUMNS} FROM receipt WHERE room_id IN ? AND position > ? AND position <= ?"
         " ORDER BY position",
         room_ids,
         after=(after, through),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from syncapi.applied import EVENT_COLUMNS, StoredEvent
-from syncapi.storage.sql import placeholders, rows, rows_in
+from syncapi.storage.sql import rows, rows_in
 
 THREAD = "m.thread"
 REPLACE = "m.replace"
@@ -33,10 +33,10 @@ def load_children(
         for found in rows_in(
             connection,
             "SELECT parent_id, child_position, child_id, rel_type, type, sender FROM relation"
-            f" WHERE parent_id IN (@) AND rel_type IN ({placeholders(len(rel_types))})"
+            " WHERE parent_id IN ? AND rel_type IN ?"
             " AND child_position <= ? ORDER BY child_position",
             parent_ids,
-            after=(*rel_types, through),
+            after=(list(rel_types), through),
         )
     ]
 
@@ -56,7 +56,7 @@ def load_page(
     """Return the events of a room that relate to any of these, in the order of (depth, position)."""
     comparison, order = ("<", "DESC") if backwards else (">=", "ASC")
     conditions = ""
-    parameters: list[object] = [room_id, *parent_ids, *start, through]
+    parameters: list[object] = [room_id, list(parent_ids), *start, through]
     for column, value in (("rel_type", rel_type), ("type", type_)):
         if value is not None:
             conditions += f" AND r.{column} = ?"
@@ -66,7 +66,8 @@ def load_page(
         for found in rows(
             connection,
             f"SELECT {EVENT_COLUMNS} FROM relation r JOIN event e ON e.position = r.child_position"
-            f" WHERE r.room_id = ? AND r.parent_id IN ({placeholders(len(parent_ids))})"
+            # So that the index by parents serves, not one by rooms.
+            " WHERE r.room_id || '' = ? AND r.parent_id IN ?"
             f" AND (e.depth, e.position) {comparison} (?, ?) AND e.position <= ?{conditions}"
             f" ORDER BY e.depth {order}, e.position {order} LIMIT ?",
             (*parameters, count),
@@ -111,7 +112,7 @@ def load_all_children(connection: Connection, parent_ids: Iterable[str], through
         child_id
         for (child_id,) in rows_in(
             connection,
-            "SELECT child_id FROM relation WHERE parent_id IN (@) AND child_position <= ?"
+            "SELECT child_id FROM relation WHERE parent_id IN ? AND child_position <= ?"
             " ORDER BY child_position",
             parent_ids,
             after=(through,),

@@ -20,7 +20,7 @@ def load_rooms(connection: Connection, room_ids: Iterable[str]) -> dict[str, Roo
     """Return rooms by id."""
     return {
         found[0]: RoomCounters(*found)
-        for found in rows_in(connection, f"SELECT {_COLUMNS} FROM room WHERE room_id IN (@)", room_ids)
+        for found in rows_in(connection, f"SELECT {_COLUMNS} FROM room WHERE room_id IN ?", room_ids)
     }
 
 

@@ -15,7 +15,7 @@ def _sharing(connection: Connection, room_ids: Sequence[str], users: Iterable[st
     found: set[str] = set()
     for (user,) in rows_in(
         connection,
-        "SELECT DISTINCT state_key FROM room_state WHERE room_id IN (@) AND type = 'm.room.member'"
+        "SELECT DISTINCT state_key FROM room_state WHERE room_id IN ? AND type = 'm.room.member'"
         f" AND until_position = {MAX_POSITION} AND membership = 'join'",
         room_ids,
     ):
@@ -48,7 +48,7 @@ def load_device_lists(
     went: set[str] = set()
     for user, membership in rows_in(
         connection,
-        "SELECT state_key, membership FROM room_state WHERE room_id IN (@) AND type = 'm.room.member'"
+        "SELECT state_key, membership FROM room_state WHERE room_id IN ? AND type = 'm.room.member'"
         " AND since_position > ? AND since_position <= ? ORDER BY since_position",
         joined,
         after=(since, through),
@@ -64,7 +64,7 @@ def load_device_lists(
             user
             for (user,) in rows_in(
                 connection,
-                "SELECT state_key FROM room_state WHERE room_id IN (@) AND type = 'm.room.member'"
+                "SELECT state_key FROM room_state WHERE room_id IN ? AND type = 'm.room.member'"
                 f" AND until_position = {MAX_POSITION} AND membership = 'join'",
                 newly_joined,
             )
