@@ -17,8 +17,8 @@ from arbor.log.v1.input_pb2 import InputMessage
 from arbor.log.v1.output_pb2 import OutputMessage
 from roomserver import metrics
 from roomserver.storage import events, rooms
-from roomserver.storage.sql import Sql
 from servicekit.database import Database
+from servicekit.database.raw import Sql
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError, LogUnavailable
 from servicekit.log.reader import LogReader

@@ -21,7 +21,7 @@ from roomserver.rooms import Entry, Head, Room, RoomWork, Told
 from roomserver.storage import auth_chains, events, outputs, rooms, snapshots, states, transactions, waiting
 from roomserver.storage.events import EventRow
 from roomserver.storage.snapshots import Node
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _ENTRIES = Sql(
     "SELECT c.key_id, e.nid, e.event_id, b.pdu FROM current_state c JOIN event e ON e.nid = c.event_nid"

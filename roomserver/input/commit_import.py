@@ -23,7 +23,7 @@ from roomserver.rooms import Room, RoomWork
 from roomserver.storage import auth_chains, events, outliers, rooms, staging, states
 from roomserver.storage.events import ACCEPTED, OUTLIER, REJECTED, EventRow
 from roomserver.storage.rooms import RoomRow
-from roomserver.storage.sql import Sql, chunks
+from servicekit.database.raw import Sql, chunks
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver.input")

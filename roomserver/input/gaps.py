@@ -4,7 +4,7 @@ from roomserver.input.batch import Batch
 from roomserver.rooms import RoomWork
 from roomserver.storage import events as event_rows
 from roomserver.storage.events import EventRow
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _FOLLOWERS = Sql(
     "SELECT event_nid FROM missing_prev WHERE room_nid = ? AND prev_event_id = ? ORDER BY event_nid"

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from arbor.log.v1.output_pb2 import OutputMessage
 from roomserver.input import outputs as output_messages
 from roomserver.storage import events, outputs, rooms
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 from servicekit.log.subjects import room_output_subject
 
 _UNPLACED = Sql("SELECT DISTINCT partition FROM output_message WHERE sequence IS NULL")

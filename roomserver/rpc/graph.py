@@ -14,7 +14,7 @@ from roomserver.rpc import reads
 from roomserver.storage import auth_chains, events, rooms, snapshots, states, waiting
 from roomserver.storage.events import ACCEPTED, REJECTED, EventRow
 from roomserver.storage.rooms import RoomRow
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 MAX_EVENTS = 1000
 MAX_WALK = 20_000

@@ -11,7 +11,7 @@ from roomserver.storage import events, outputs, rooms, states, waiting
 from roomserver.storage.events import EventRow
 from roomserver.storage.rooms import RoomRow
 from roomserver.storage.snapshots import load_state
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 from servicekit.log.subjects import event_position
 
 _CURRENT_EVENTS = Sql(

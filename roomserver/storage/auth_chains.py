@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql, chunks
+from servicekit.database.raw import Sql, chunks
 
 _PLACES = Sql("SELECT event_nid, chain_id, seq FROM auth_chain WHERE event_nid IN ?")
 _TIPS = Sql("SELECT chain_id, MAX(seq) FROM auth_chain WHERE chain_id IN ? GROUP BY chain_id")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _COLUMNS = "id, stream, epoch, sequence, entry_index, subject, about, data, error, traceback, created_ms"
 _LIST = Sql(f"SELECT {_COLUMNS} FROM dead_letter ORDER BY id LIMIT 1000")

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from roomserver.storage.packing import pack_ids, unpack_ids
-from roomserver.storage.sql import Sql, chunks
+from servicekit.database.raw import Sql, chunks
 
 ACCEPTED: Final = 1
 SOFT_FAILED: Final = 2

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 DAY_MS = 24 * 3600 * 1000
 STAGING_MS = 2 * DAY_MS

@@ -7,7 +7,7 @@ Several owners share the counters; a block keeps them apart.
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 BLOCK = {"event": 5000, "room": 50, "snapshot": 2000, "key": 500}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _LOAD = Sql(
     "SELECT room_id, user_id, room_version, membership, event_id, pdu, stripped FROM outlier_membership"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _INSERT = Sql(
     "INSERT INTO output_message (partition, output_no, room_nid, sequence, skeleton) VALUES (?, ?,"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _COLUMNS = "id, owner, address, epoch, lease_until, input_epoch, input_position, output_no"
 _LOAD = Sql(f"SELECT {_COLUMNS} FROM partition ORDER BY id")

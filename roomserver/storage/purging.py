@@ -6,7 +6,7 @@ import orjson
 from sqlalchemy import Connection
 
 from matrixlib.identifiers import server_name_of
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _DELETE_LINKS = (
     "DELETE FROM auth_chain_link WHERE chain_id IN"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from roomserver.storage.packing import pack_ids, unpack_ids
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _COLUMNS = (
     "nid, room_id, version, partition, heads, snapshot_id, joined, invited, local_joined, state_entries,"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from roomserver.storage.packing import pack_pairs, unpack_pairs
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _PATH = Sql(
     "WITH RECURSIVE path(id, base_id, number, delta, room_nid) AS ("

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _JOB = Sql("SELECT import_id, room_id, room_version, last_part, events FROM import_job WHERE import_id = ?")
 _STORE_JOB = Sql(

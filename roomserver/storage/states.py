@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql, chunks
+from servicekit.database.raw import Sql, chunks
 
 StateKey = tuple[str, str]
 

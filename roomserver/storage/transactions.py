@@ -6,7 +6,7 @@ from base64 import b64encode
 from sqlalchemy import Connection
 
 from arbor.log.v1.common_pb2 import TransactionKey
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _LOAD = Sql(
     "SELECT t.hash, e.event_id, e.nid FROM transaction_key t JOIN event e ON e.nid = t.event_nid"

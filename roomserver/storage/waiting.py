@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from roomserver.storage.sql import Sql
+from servicekit.database.raw import Sql
 
 _STORE = Sql(
     "INSERT INTO waiting_event (event_id, room_id, origin, origin_server, room_version, pdu, created_ms)"

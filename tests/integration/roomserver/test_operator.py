@@ -10,8 +10,8 @@ from arbor.roomserver.v1 import query_pb2
 from roomserver import metrics
 from roomserver.rpc import explain, reads
 from roomserver.storage import garbage
-from roomserver.storage.sql import Sql
 from servicekit.cli import roomserver as cli
+from servicekit.database.raw import Sql
 from tests.support.judging import JudgeBench, foreign, local
 from tests.support.nats import NatsProcess, running_nats
 from tests.support.rooms import ALICE, BOB, CAROL, Room
