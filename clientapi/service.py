@@ -77,7 +77,7 @@ class ClientApi:
         self._passwords = passwords = Passwords(config)
         self._sessions = sessions = Sessions(config, db, teller, clock)
         self._edge = edge = Edge(config, sessions)
-        registration = Registration(config, db, passwords, sessions, clock)
+        registration = Registration(config, db, passwords, sessions, teller, clock)
         logins = PasswordLogins(config, db, passwords, clock)
         uia = UserInteractiveAuth(db, clock)
         account_data = AccountDataStore(db, teller)

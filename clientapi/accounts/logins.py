@@ -5,7 +5,7 @@ from typing import Any
 
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.sessions import hash_token
-from clientapi.accounts.uia import StageDone
+from clientapi.accounts.uia import StageDone, WrongUser
 from clientapi.clock import Clock
 from clientapi.storage import short_tokens, users
 from matrixlib.identifiers import is_valid_user_id, server_name_of
@@ -73,6 +73,14 @@ class PasswordLogins:
         """Return the stage `m.login.password` for a user who is logged in."""
         return PasswordStage(self, user_id)
 
+    def is_name_of(self, user: str, user_id: str) -> bool:
+        """Say whether somebody who writes `user` means the account `user_id`, in whatever case of letters."""
+        try:
+            named = self._user_id(user)
+        except MatrixError:
+            return False
+        return user_id in (named, named.lower())
+
     def _user_id(self, user: str) -> str:
         if user.startswith("@"):
             if not is_valid_user_id(user):
@@ -101,9 +109,12 @@ class PasswordStage:
         if not isinstance(password, str):
             raise bad_json("auth.password is not a string")
         named = identified_user(auth)
-        account = await self._logins.check(self._user_id if named is None else named, password)
+        if named is not None and not self._logins.is_name_of(named, self._user_id):
+            # Whether that other password is right is nobody's business here.
+            raise WrongUser
+        account = await self._logins.check(self._user_id, password)
         if account.user_id != self._user_id:
-            raise forbidden(WRONG)
+            raise WrongUser
         return StageDone()
 
 

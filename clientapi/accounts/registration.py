@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.sessions import NewSession, PreparedLogin, Sessions
+from clientapi.accounts.tell import Teller, account_changed
 from clientapi.accounts.uia import StageDone, UiaDone
 from clientapi.clock import Clock
 from clientapi.storage import registration_tokens, tokens, users
@@ -27,12 +28,19 @@ class Registration:
     """Makes accounts as the configuration allows."""
 
     def __init__(
-        self, config: Config, db: Database, passwords: Passwords, sessions: Sessions, clock: Clock
+        self,
+        config: Config,
+        db: Database,
+        passwords: Passwords,
+        sessions: Sessions,
+        teller: Teller,
+        clock: Clock,
     ) -> None:
         self._config = config
         self._db = db
         self._passwords = passwords
         self._sessions = sessions
+        self._teller = teller
         self._clock = clock
 
     @property
@@ -101,8 +109,11 @@ class Registration:
         uia: UiaDone | None = None,
         admin: bool = False,
         guest: bool = False,
+        upgrade: bool = False,
     ) -> NewSession | None:
         """Make an account, and a session unless `login` is None, in one unit of work.
+
+        With `upgrade` the account is there and a guest's, and becomes a full one.
 
         Raises:
             MatrixError: M_USER_IN_USE; M_UNAUTHORIZED where the registration token or the session was used
@@ -110,7 +121,15 @@ class Registration:
         """
         password_hash = None if password is None else await self._passwords.hash(password)
         await self._db.write(
-            self._store_account, user_id, password_hash, login, display_name, uia, admin=admin, guest=guest
+            self._store_account,
+            user_id,
+            password_hash,
+            login,
+            display_name,
+            uia,
+            admin=admin,
+            guest=guest,
+            upgrade=upgrade,
         )
         return None if login is None else login.finish()
 
@@ -125,6 +144,7 @@ class Registration:
         *,
         admin: bool,
         guest: bool,
+        upgrade: bool,
     ) -> None:
         now = self._clock()
         if uia is not None:
@@ -134,7 +154,11 @@ class Registration:
                 conn, uia.registration_token, now
             ):
                 raise MatrixError("M_UNAUTHORIZED", 401, "The registration token is used up")
-        if not users.store_user(conn, user_id, password_hash, now, admin=admin, guest=guest):
+        if upgrade:
+            if password_hash is None or not users.store_former_guest(conn, user_id, password_hash):
+                raise in_use()
+            self._teller.tell_user(conn, "user.device", user_id, [account_changed(access=True)])
+        elif not users.store_user(conn, user_id, password_hash, now, admin=admin, guest=guest):
             raise in_use()
         if login is not None:
             login.store(conn, display_name)

@@ -35,6 +35,10 @@ class UiaDone:
     registration_token: str | None
 
 
+class WrongUser(Exception):
+    """A stage proves somebody else than who asks: no further try of it can be right."""
+
+
 class UiaChallenge(Exception):
     """More stages are needed: a 401 with `body`."""
 
@@ -113,6 +117,8 @@ class UserInteractiveAuth:
             return session.completed, session.registration_token
         try:
             done = await check(auth)
+        except WrongUser as error:
+            raise MatrixError("M_FORBIDDEN", 403, "This is not the account that is logged in") from error
         except MatrixError as error:
             if error.http_status == 429:
                 raise

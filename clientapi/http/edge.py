@@ -86,7 +86,18 @@ class Edge:
         """
         session = await self.authenticate_no_guest(request)
         if session.suspended:
-            raise MatrixError("M_USER_SUSPENDED", 403, "This account is suspended")
+            raise suspended()
+        return session
+
+    async def authenticate_unsuspended(self, request: Request) -> Session:
+        """Return who asks for something that guests may do and suspended accounts may not.
+
+        Raises:
+            MatrixError: as `authenticate`; M_USER_SUSPENDED.
+        """
+        session = await self.authenticate(request)
+        if session.suspended:
+            raise suspended()
         return session
 
     async def authenticate_as(self, request: Request) -> Session:
@@ -99,6 +110,11 @@ class Edge:
         if request.path_params["user_id"] != session.user_id:
             raise forbidden("This belongs to another user")
         return session
+
+
+def suspended() -> MatrixError:
+    """Return the answer to a suspended account that wants more than it may."""
+    return MatrixError("M_USER_SUSPENDED", 403, "You cannot do this while your account is suspended")
 
 
 def answer_challenges(handler: Handler) -> Handler:

@@ -57,9 +57,7 @@ class MembershipEndpoints:
         return await self._join(request, *await self._room_id(request))
 
     async def _join(self, request: Request, room_id: str, servers: Sequence[str]) -> Response:
-        session = await self._edge.authenticate(request)
-        if session.suspended:
-            raise MatrixError("M_USER_SUSPENDED", 403, "This account is suspended")
+        session = await self._edge.authenticate_unsuspended(request)
         self._edge.joins.check(session.user_id)
         via = [*_via(request), *servers]
         await self._memberships.join(session, room_id, await _reason(request), via)

@@ -101,10 +101,12 @@ class ProfileEndpoints:
         return EMPTY
 
     async def _own_field(self, request: Request) -> tuple[str, str]:
-        session = await self._edge.authenticate_writer(request)
+        session = await self._edge.authenticate_unsuspended(request)
         user_id, name = request.path_params["user_id"], request.path_params["key_name"]
         if check_user_id(user_id) != session.user_id:
             raise forbidden("This is another user's profile")
+        if session.guest and name != "displayname":
+            raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may only change their display name")
         self._edge.profiles.check(session.user_id)
         if len(name.encode()) > MAX_KEY_BYTES:
             raise MatrixError("M_KEY_TOO_LARGE", 400, f"A field's name has at most {MAX_KEY_BYTES} bytes")

@@ -8,7 +8,7 @@ from clientapi.accounts.registration import DUMMY, REGISTRATION_TOKEN, Registrat
 from clientapi.accounts.uia import UserInteractiveAuth, dummy_stage
 from clientapi.http.edge import Edge, answer_challenges, convert, read_body
 from clientapi.http.login import check_device, login_answer
-from servicekit.errors import MatrixError, invalid_param, missing_param
+from servicekit.errors import MatrixError, forbidden, invalid_param, missing_param
 from servicekit.http import Request, Response, Router, json_response
 
 
@@ -22,6 +22,7 @@ class RegisterBody(msgspec.Struct):
     inhibit_login: bool = False
     refresh_token: bool = False
     type: str | None = None
+    guest_access_token: str | None = None
 
 
 class SharedSecretBody(msgspec.Struct):
@@ -74,8 +75,10 @@ class RegisterEndpoints:
         if body.type == "m.login.application_service":
             raise MatrixError("M_UNKNOWN", 400, "This server has no application services")
         check_device(body.device_id, body.initial_device_display_name)
-        user_id = None
-        if body.username is not None:
+        user_id = guest = None
+        if body.guest_access_token is not None:
+            user_id = guest = await self._guest(body.guest_access_token, body.username)
+        elif body.username is not None:
             user_id = await registration.check_available(body.username)
         if body.password is not None:
             registration.check_new_password(body.password)
@@ -98,9 +101,22 @@ class RegisterEndpoints:
         if not body.inhibit_login:
             login = self._edge.sessions.prepare(user_id, body.device_id, body.refresh_token)
         session = await registration.register(
-            user_id, password, login, body.initial_device_display_name, uia=done
+            user_id, password, login, body.initial_device_display_name, uia=done, upgrade=guest is not None
         )
+        if guest is not None:
+            self._edge.sessions.forget_user(guest)
         return json_response(_answer(user_id, session))
+
+    async def _guest(self, token: str, username: str | None) -> str:
+        """Return the guest who wants a full account ("Guest Access"): the token's, and named so."""
+        session = await self._edge.sessions.resolve(token)
+        if not session.guest:
+            raise forbidden("The token is not a guest's")
+        if username is None:
+            raise missing_param("Missing username")
+        if self._registration.user_id_of(username) != session.user_id:
+            raise forbidden("The token is another guest's")
+        return session.user_id
 
     async def _register_guest(self, request: Request, raw: dict[str, Any]) -> Response:
         if not self._edge.config.registration.allow_guests:

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 
 from clientapi.accounts.sessions import Session
-from clientapi.http.edge import Edge, check_event_id, check_user_id, read_body, room_id_of
+from clientapi.http.edge import Edge, check_event_id, check_user_id, read_body, room_id_of, suspended
 from clientapi.rooms.aliases import CANONICAL_ALIAS
 from clientapi.rooms.create import PRESETS, NewRoom
+from clientapi.rooms.membership import GUEST_ACCESS
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.requests import Draft, TransactionKey
 from matrixlib.canonical_json import CanonicalJsonError, check_strict
@@ -70,12 +71,14 @@ class RoomEndpoints:
         router.add("POST", room + "/upgrade", self.upgrade)
 
     async def send(self, request: Request) -> Response:
-        """Send a message event."""
-        session = await self._edge.authenticate_writer(request)
+        """Send a message event. A suspended account may redact its own events."""
+        session = await self._edge.authenticate(request)
         self._edge.messages.check(session.user_id)
         params = request.path_params
         room_id = room_id_of(request)
         event_type = params["event_type"]
+        if session.guest or (session.suspended and event_type != "m.room.redaction"):
+            await self._check_guest_or_suspended(session, room_id)
         _refuse_delay(request)
         content = await request.json()
         if event_type == "m.room.redaction":
@@ -95,8 +98,8 @@ class RoomEndpoints:
         return _event_id(sent.event_id)
 
     async def put_state(self, request: Request) -> Response:
-        """Set an entry of the room's state."""
-        session = await self._edge.authenticate_writer(request)
+        """Set an entry of the room's state. A suspended account may leave in this way too."""
+        session = await self._edge.authenticate(request)
         self._edge.messages.check(session.user_id)
         params = request.path_params
         room_id = room_id_of(request)
@@ -104,6 +107,13 @@ class RoomEndpoints:
         _refuse_delay(request)
         content = await request.json()
         _check_content(content)
+        leaves = (event_type, state_key, content.get("membership")) == (
+            "m.room.member",
+            session.user_id,
+            "leave",
+        )
+        if (session.guest or session.suspended) and not leaves:
+            await self._check_guest_or_suspended(session, room_id)
         if event_type == "m.room.member":
             _check_member(content, state_key)
         if (event_type, state_key) == CANONICAL_ALIAS:
@@ -111,15 +121,24 @@ class RoomEndpoints:
             await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))
         draft = Draft(event_type, content, state_key)
         sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft)
+        if (event_type, state_key) == GUEST_ACCESS:
+            await self._rooms.guests.follow_change(room_id)
         return _event_id(sent.event_id)
 
+    async def _check_guest_or_suspended(self, session: Session, room_id: str) -> None:
+        if session.suspended:
+            raise suspended()
+        await self._rooms.guests.check_may_stay(session.user_id, room_id)
+
     async def redact(self, request: Request) -> Response:
-        """Redact an event."""
-        session = await self._edge.authenticate_writer(request)
+        """Redact an event; a suspended account only its own."""
+        session = await self._edge.authenticate(request)
         self._edge.redactions.check(session.user_id)
         room_id = room_id_of(request)
         content = await request.json(allow_empty=True)
         content.pop("redacts", None)
+        if session.guest:
+            await self._rooms.guests.check_may_stay(session.user_id, room_id)
         _check_content(content)
         reason = content.get("reason")
         if reason is not None and not isinstance(reason, str):
@@ -137,7 +156,9 @@ class RoomEndpoints:
         endpoint: str,
     ) -> Response:
         key = _transaction(request, session, endpoint, room_id)
-        sent = await self._rooms.redactions.redact(session.user_id, room_id, target, content, key)
+        sent = await self._rooms.redactions.redact(
+            session.user_id, room_id, target, content, key, own_only=session.suspended
+        )
         return _event_id(sent.event_id)
 
     async def create_room(self, request: Request) -> Response:

@@ -4,6 +4,7 @@ from clientapi.accounts.tell import Teller
 from clientapi.clock import Clock
 from clientapi.rooms.aliases import Aliases
 from clientapi.rooms.create import RoomCreator
+from clientapi.rooms.guests import Guests
 from clientapi.rooms.membership import Memberships
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.rooms.public_rooms import PublicRooms
@@ -27,6 +28,7 @@ class Rooms:
         self.sender = sender
         self.remote = RemoteRooms(config)
         self.memberships = Memberships(config, db, teller, sender, self.remote, clock)
+        self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, clock)
         self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)

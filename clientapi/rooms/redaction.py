@@ -7,7 +7,7 @@ from clientapi.rooms.send import RoomSender
 from matrixlib.events import Event, StateKey
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
 from matrixlib.room_versions import RoomVersion
-from servicekit.errors import forbidden, not_found
+from servicekit.errors import MatrixError, forbidden, not_found
 
 
 class Redactions:
@@ -23,11 +23,14 @@ class Redactions:
         target_id: str,
         content: Mapping[str, object],
         key: TransactionKey | None,
+        *,
+        own_only: bool = False,
     ) -> Sent:
         """Redact an event: one's own, or anybody's with the power to.
 
         Raises:
-            MatrixError: M_FORBIDDEN, M_NOT_FOUND for an event that is not in the room.
+            MatrixError: M_FORBIDDEN, M_NOT_FOUND for an event that is not in the room; with `own_only`
+            M_USER_SUSPENDED for others' events.
         """
         target = await self._sender.queries.event(room_id, target_id)
         if target is None:
@@ -42,6 +45,10 @@ class Redactions:
         draft = Draft("m.room.redaction", content, redacts=target_id)
 
         def decide(version: RoomVersion, state: Mapping[StateKey, Event]) -> Draft | AlreadyThere:
+            if own_only and found.sender != user_id:
+                raise MatrixError(
+                    "M_USER_SUSPENDED", 403, "You may redact your own events only while you are suspended"
+                )
             levels = PowerLevels.of(version, state)
             if found.sender != user_id and levels.user_level(user_id) < levels.named("redact"):
                 raise forbidden("You may not redact other people's events here")

@@ -87,6 +87,27 @@ def store_user(
     return True
 
 
+def load_guests_among(conn: Connection, user_ids: list[str]) -> list[str]:
+    """Return those of these users that are guests."""
+    return list(
+        conn.execute(
+            select(users.c.user_id)
+            .where(users.c.user_id.in_(user_ids), users.c.guest.is_(True))
+            .order_by(users.c.user_id)
+        ).scalars()
+    )
+
+
+def store_former_guest(conn: Connection, user_id: str, password_hash: str) -> bool:
+    """Make a full account of a guest; False if it is none (any more)."""
+    result = conn.execute(
+        update(users)
+        .where(users.c.user_id == user_id, users.c.guest.is_(True), users.c.deactivated.is_(False))
+        .values(guest=False, password_hash=password_hash)
+    )
+    return result.rowcount == 1
+
+
 def store_password(conn: Connection, user_id: str, password_hash: str | None) -> None:
     """Replace the password of an account."""
     conn.execute(update(users).where(users.c.user_id == user_id).values(password_hash=password_hash))

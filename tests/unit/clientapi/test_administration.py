@@ -208,3 +208,25 @@ async def test_whois_and_capabilities(world: World) -> None:
     assert capabilities["m.account_moderation"] == {"lock": True, "suspend": True}
     assert "m.account_moderation" not in (await alice.ok("GET", "/capabilities"))["capabilities"]
     assert (await root.ok("GET", f"{ADMIN}/v1/server_version"))["server_version"].startswith("Arbor")
+
+
+async def test_a_suspended_account_redacts_its_own_and_leaves_by_state(world: World) -> None:
+    admin, alice, bob = await administrator(world), await world.user(), await world.user()
+    room_id = (await alice.ok("POST", "/createRoom", {"preset": "public_chat"}))["room_id"]
+    other = (await alice.ok("POST", "/createRoom", {}))["room_id"]
+    await bob.ok("POST", f"/join/{room_id}")
+    mine = await alice.ok("PUT", f"/rooms/{room_id}/send/m.room.message/1", {"body": "x"})
+    mine_too = await alice.ok("PUT", f"/rooms/{room_id}/send/m.room.message/2", {"body": "x"})
+    theirs = await bob.ok("PUT", f"/rooms/{room_id}/send/m.room.message/1", {"body": "x"})
+    path = f"/_matrix/client/v1/admin/suspend/{alice.user_id}"
+    await admin.ok("PUT", path, {"suspended": True})
+    refused = (403, "M_USER_SUSPENDED")
+    redact = f"/rooms/{room_id}/redact"
+    assert await alice.fails("PUT", f"{redact}/{theirs['event_id']}/1", {}) == refused
+    await alice.ok("PUT", f"{redact}/{mine['event_id']}/2", {})
+    await alice.ok("PUT", f"/rooms/{room_id}/send/m.room.redaction/3", {"redacts": mine_too["event_id"]})
+    assert await alice.fails("PUT", f"/rooms/{room_id}/send/m.room.message/4", {"body": "x"}) == refused
+    assert await alice.fails("PUT", f"/rooms/{room_id}/state/m.room.name", {"name": "x"}) == refused
+    me = f"/rooms/{other}/state/m.room.member/{alice.user_id}"
+    assert await alice.fails("PUT", me, {"membership": "join", "displayname": "x"}) == refused
+    await alice.ok("PUT", me, {"membership": "leave"})

@@ -54,11 +54,10 @@ OTHER_NAMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
-    """The client routes of all services, none of them started."""
-    folder = tmp_path_factory.mktemp("routes")
-    config = load_config(None, {}, {"server_name": "arbor.test", "data_dir": str(folder)})
+@pytest.fixture
+async def router(tmp_path: Path) -> Router:
+    """The client routes of all services, none of them started. In a loop, which gRPC's channels want."""
+    config = load_config(None, {}, {"server_name": "arbor.test", "data_dir": str(tmp_path)})
     made = Router()
     for create in (create_clientapi, create_syncapi):
         create(config).routes(made)
@@ -76,14 +75,14 @@ def not_yet() -> Iterator[tuple[str, str]]:
         yield from parse(lines)
 
 
-def test_what_is_said_to_be_served_is_served(router: Router) -> None:
+async def test_what_is_said_to_be_served_is_served(router: Router) -> None:
     missing = [
         f"{method} {path}" for method, path in parse(SERVED) if router.match(method, example(path))[0] is None
     ]
     assert not missing
 
 
-def test_what_is_said_to_be_missing_is_missing(router: Router) -> None:
+async def test_what_is_said_to_be_missing_is_missing(router: Router) -> None:
     present = [
         f"{method} {path}" for method, path in not_yet() if router.match(method, example(path))[0] is not None
     ]
@@ -98,7 +97,7 @@ def test_the_table_is_whole() -> None:
 
 
 @pytest.mark.parametrize("old", ["/_matrix/client/r0/", "/_matrix/client/api/v1/"])
-def test_old_prefixes_reach_the_same_handlers(router: Router, old: str) -> None:
+async def test_old_prefixes_reach_the_same_handlers(router: Router, old: str) -> None:
     for method, path in parse(SERVED):
         if path.startswith("/_matrix/client/v3/"):
             today, params, _ = router.match(method, example(path))
@@ -108,13 +107,13 @@ def test_old_prefixes_reach_the_same_handlers(router: Router, old: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), OTHER_NAMES)
-def test_unstable_names_reach_the_same_handlers(router: Router, method: str, path: str) -> None:
+async def test_unstable_names_reach_the_same_handlers(router: Router, method: str, path: str) -> None:
     route, _, _ = router.match(method, path)
     assert route is not None
     assert route is router.match(method, OTHER_NAMES[method, path])[0]
 
 
-def test_every_get_answers_head(router: Router) -> None:
+async def test_every_get_answers_head(router: Router) -> None:
     for method, path in parse(SERVED):
         if method == "GET":
             assert router.match("HEAD", example(path))[0] is not None, path
