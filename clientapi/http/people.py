@@ -2,11 +2,11 @@
 
 import msgspec
 import orjson
-from sqlalchemy import Connection
 
 from clientapi.http.edge import Edge, read_body
 from clientapi.rooms.parts import Rooms
-from clientapi.storage import administration, directory
+from clientapi.rooms.queries import state_of
+from clientapi.storage import administration
 from clientapi.storage.administration import Account
 from servicekit.errors import forbidden, invalid_param
 from servicekit.http import Request, Response, Router, json_response
@@ -16,6 +16,10 @@ MAX_RESULTS = 50
 MAX_TERM_CHARS = 300
 # Of so many whose name fits it is looked up whether they may be shown.
 MAX_CANDIDATES = 200
+# In so many of their rooms it is looked up whether they are open to all.
+MAX_ROOMS = 1000
+JOIN_RULES = ("m.room.join_rules", "")
+HISTORY = ("m.room.history_visibility", "")
 
 
 class SearchBody(msgspec.Struct):
@@ -39,8 +43,8 @@ class PeopleEndpoints:
     async def search(self, request: Request) -> Response:
         """Find users of this server whose name or id holds a term.
 
-        Only those with whom one shares a room, or who are in a room of the directory; the configuration may
-        open it to all.
+        Only those with whom one shares a room, or who are in a room that anybody may join or read; the
+        configuration may open it to all.
         """
         session = await self._edge.authenticate_no_guest(request)
         settings = self._edge.config.user_directory
@@ -77,14 +81,23 @@ class PeopleEndpoints:
         rooms_of: dict[str, set[str]] = {}
         for item in memberships:
             rooms_of.setdefault(item.membership.user_id, set()).add(item.room_id)
-        theirs: set[str] = set().union(*rooms_of.values())
-        shown = rooms_of.get(user_id, set()) | await self._rooms.db.read(_published_among, theirs)
+        shared = rooms_of.get(user_id, set())
+        theirs: set[str] = set().union(*rooms_of.values()) - shared
+        shown = shared | await self._open_to_all(sorted(theirs)[:MAX_ROOMS])
         return [
             account
             for account in found
             if account.user_id == user_id or not shown.isdisjoint(rooms_of.get(account.user_id, ()))
         ]
 
-
-def _published_among(conn: Connection, room_ids: set[str]) -> set[str]:
-    return {room_id for room_id in directory.load_published(conn) if room_id in room_ids}
+    async def _open_to_all(self, room_ids: list[str]) -> set[str]:
+        """Return those of these rooms that anybody may join or read."""
+        found = set()
+        for room in await self._rooms.sender.queries.rooms(room_ids, keys=(JOIN_RULES, HISTORY)):
+            state = state_of(room)
+            rules, history = state.get(JOIN_RULES), state.get(HISTORY)
+            if (rules is not None and rules.content.get("join_rule") == "public") or (
+                history is not None and history.content.get("history_visibility") == "world_readable"
+            ):
+                found.add(room.room_id)
+        return found

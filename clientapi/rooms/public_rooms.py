@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from clientapi.rooms.queries import state_of
 from clientapi.rooms.send import RoomSender
 from clientapi.storage import directory
 from matrixlib.events import Event, StateKey
@@ -14,7 +15,6 @@ from servicekit.database import Database
 from servicekit.errors import forbidden, invalid_param
 
 CACHE_S: Final = 5.0
-PARALLEL: Final = 16
 MAX_LIMIT: Final = 500
 
 _KEYS: Final[dict[str, StateKey]] = {
@@ -110,19 +110,11 @@ class PublicRooms:
 
     async def _make(self) -> list[dict[str, Any]]:
         room_ids = await self._db.read(directory.load_published)
-        counts = {room.room_id: room for room in await self._sender.queries.rooms(room_ids)}
-        gate = asyncio.Semaphore(PARALLEL)
-
-        async def describe(room_id: str) -> dict[str, Any] | None:
-            async with gate:
-                latest = await self._sender.queries.latest(room_id, _KEYS.values())
-            room = counts.get(room_id)
-            if latest is None or room is None or room.counts.joined == 0:
-                return None
-            return _entry(room_id, latest.state, room.counts.joined)
-
-        found = await asyncio.gather(*(describe(room_id) for room_id in room_ids))
-        entries = [entry for entry in found if entry is not None]
+        entries = [
+            _entry(room.room_id, state_of(room), room.counts.joined)
+            for room in await self._sender.queries.rooms(room_ids, keys=_KEYS.values())
+            if room.counts.joined and not room.quarantined
+        ]
         entries.sort(key=lambda entry: (-entry["num_joined_members"], entry["room_id"]))
         return entries
 

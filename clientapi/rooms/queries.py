@@ -112,15 +112,23 @@ class RoomQueries:
             raise matrix_error_from(error) from error
         return list(answer.memberships)
 
-    async def rooms(self, room_ids: Sequence[str], *, with_local_users: bool = False) -> list[query_pb2.Room]:
-        """Return what is known of rooms."""
-        if not room_ids:
+    async def rooms(
+        self,
+        room_ids: Sequence[str] | None,
+        *,
+        with_local_users: bool = False,
+        keys: Iterable[StateKey] = (),
+    ) -> list[query_pb2.Room]:
+        """Return what is known of rooms (None: of all), with these entries of their state: see `state_of`."""
+        if room_ids is not None and not room_ids:
             return []
+        request = query_pb2.QueryRoomsRequest(
+            room_ids=room_ids or (),
+            with_local_users=with_local_users,
+            state_keys=[common_pb2.StateKey(type=type_, state_key=key) for type_, key in keys],
+        )
         try:
-            answer = await self._stub.QueryRooms(
-                query_pb2.QueryRoomsRequest(room_ids=room_ids, with_local_users=with_local_users),
-                timeout=QUERY_TIMEOUT_S,
-            )
+            answer = await self._stub.QueryRooms(request, timeout=QUERY_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
         return list(answer.rooms)
@@ -150,3 +158,14 @@ class RoomQueries:
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
         return answer.verdict if answer.known else None
+
+
+def state_of(room: query_pb2.Room) -> dict[StateKey, Event]:
+    """Return the state that came with a room; nothing of a room whose version is not known here."""
+    version = get_room_version(room.room_version)
+    if version is None:
+        return {}
+    events = (
+        parse_event(item.pdu_json, version, event_id=item.event_id, verify_size=False) for item in room.state
+    )
+    return {event.key: event for event in events}

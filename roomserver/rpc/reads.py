@@ -38,6 +38,13 @@ _ROOMS_JOINED = Sql(
 )
 
 
+_CURRENT_OF_ROOMS = Sql(
+    "SELECT c.room_nid, e.event_id, b.pdu FROM current_state c JOIN event e ON e.nid = c.event_nid"
+    " JOIN event_body b ON b.nid = e.nid WHERE c.room_nid IN ? AND c.key_id IN ?"
+    " ORDER BY c.room_nid, c.key_id"
+)
+
+
 def message_of(event_id: str, pdu: bytes) -> common_pb2.Event:
     """An event as the contract has it."""
     return common_pb2.Event(event_id=event_id, pdu_json=pdu)
@@ -212,6 +219,7 @@ def read_rooms(
     nids = [row.nid for row in found]
     servers = rooms.load_servers(conn, nids) if request.with_servers and nids else {}
     users = states.load_joined_users(conn, nids) if request.with_local_users and nids else {}
+    state = _state_of_rooms(conn, nids, request.state_keys) if request.state_keys and nids else {}
     response = query_pb2.QueryRoomsResponse()
     for row in found:
         response.rooms.add(
@@ -223,8 +231,21 @@ def read_rooms(
             counts=query_pb2.Counts(joined=row.joined, invited=row.invited, state=row.state_entries),
             quarantined=row.quarantined_ms > 0,
             forward_extremities=len(row.heads),
+            state=state.get(row.nid, ()),
         )
     return response
+
+
+def _state_of_rooms(
+    conn: Connection, nids: list[int], keys: Iterable[common_pb2.StateKey]
+) -> dict[int, list[common_pb2.Event]]:
+    """room number -> the entries of its current state under these keys."""
+    numbers = states.load_key_ids(conn, [(key.type, key.state_key) for key in keys])
+    found: dict[int, list[common_pb2.Event]] = {}
+    if numbers:
+        for room_nid, event_id, pdu in _CURRENT_OF_ROOMS.rows(conn, nids, list(numbers.values())):
+            found.setdefault(room_nid, []).append(message_of(event_id, pdu))
+    return found
 
 
 def read_state(

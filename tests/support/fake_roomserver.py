@@ -309,16 +309,23 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
     async def QueryRooms(self, request: Any, context: Any) -> query_pb2.QueryRoomsResponse:  # noqa: N802
         self._answering()
         answer = query_pb2.QueryRoomsResponse()
-        for room_id in request.room_ids:
+        for room_id in request.room_ids or list(self.rooms):
             room = self.rooms.get(room_id)
             if room is not None:
                 members = [key[1] for key, event in room.state.items() if event.membership == "join"]
+                keys = [(key.type, key.state_key) for key in request.state_keys]
                 answer.rooms.add(
                     room_id=room_id,
                     room_version=room.version.identifier,
                     participating=bool(members),
                     local_user_ids=members,
-                    counts=query_pb2.Counts(joined=len(members)),
+                    counts=query_pb2.Counts(joined=len(members), state=len(room.state)),
+                    forward_extremities=len(room.extremities),
+                    state=[
+                        common_pb2.Event(event_id=event.event_id, pdu_json=event.pdu_json)
+                        for key in keys
+                        if (event := room.state.get(key)) is not None
+                    ],
                 )
         return answer
 

@@ -699,6 +699,7 @@ class QueryRoomsRequest(_message.Message):
     ROOM_IDS_FIELD_NUMBER: _builtins.int
     WITH_SERVERS_FIELD_NUMBER: _builtins.int
     WITH_LOCAL_USERS_FIELD_NUMBER: _builtins.int
+    STATE_KEYS_FIELD_NUMBER: _builtins.int
     with_servers: _builtins.bool
     """Also list the servers of each room."""
     with_local_users: _builtins.bool
@@ -711,6 +712,10 @@ class QueryRoomsRequest(_message.Message):
     def room_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is known of these rooms. With neither: every room."""
 
+    @_builtins.property
+    def state_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StateKey]:
+        """Also return these entries of each room's current state."""
+
     def __init__(
         self,
         *,
@@ -718,10 +723,11 @@ class QueryRoomsRequest(_message.Message):
         room_ids: _abc.Iterable[_builtins.str] | None = ...,
         with_servers: _builtins.bool = ...,
         with_local_users: _builtins.bool = ...,
+        state_keys: _abc.Iterable[_common_pb2.StateKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined_user_ids", b"joined_user_ids", "room_ids", b"room_ids", "with_local_users", b"with_local_users", "with_servers", b"with_servers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined_user_ids", b"joined_user_ids", "room_ids", b"room_ids", "state_keys", b"state_keys", "with_local_users", b"with_local_users", "with_servers", b"with_servers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,6 +747,7 @@ class Room(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     FORWARD_EXTREMITIES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     room_id: _builtins.str
     """The room."""
     room_version: _builtins.str
@@ -763,6 +770,10 @@ class Room(_message.Message):
     def counts(self) -> Global___Counts:
         """How many are joined and invited."""
 
+    @_builtins.property
+    def state(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]:
+        """The entries of the current state that were asked for and are there."""
+
     def __init__(
         self,
         *,
@@ -774,10 +785,11 @@ class Room(_message.Message):
         counts: Global___Counts | None = ...,
         quarantined: _builtins.bool = ...,
         forward_extremities: _builtins.int = ...,
+        state: _abc.Iterable[_common_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "forward_extremities", b"forward_extremities", "local_user_ids", b"local_user_ids", "participating", b"participating", "quarantined", b"quarantined", "room_id", b"room_id", "room_version", b"room_version", "servers", b"servers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "forward_extremities", b"forward_extremities", "local_user_ids", b"local_user_ids", "participating", b"participating", "quarantined", b"quarantined", "room_id", b"room_id", "room_version", b"room_version", "servers", b"servers", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

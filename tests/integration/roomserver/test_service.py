@@ -68,8 +68,17 @@ async def test_a_conversation(tmp_path: Path, nats: NatsProcess) -> None:
             CAROL: "join",
         }
         rooms = await world.query.QueryRooms(
-            query_pb2.QueryRoomsRequest(joined_user_ids=[CAROL], with_servers=True, with_local_users=True)
+            query_pb2.QueryRoomsRequest(
+                joined_user_ids=[CAROL],
+                with_servers=True,
+                with_local_users=True,
+                state_keys=[
+                    StateKey(type="m.room.member", state_key=CAROL),
+                    StateKey(type="m.room.name", state_key="not there"),
+                ],
+            )
         )
+        assert [event.event_id for room in rooms.rooms for event in room.state] == [join.event_id]
         assert [(r.room_id, list(r.servers), sorted(r.local_user_ids)) for r in rooms.rooms] == [
             (room_id, ["a.example"], [ALICE, CAROL])
         ]

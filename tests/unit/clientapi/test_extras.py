@@ -154,11 +154,20 @@ async def test_the_directory_shows_those_one_could_meet(world: World, tmp_path: 
     assert await found("tea") == [alice.user_id]
     await bob.ok("POST", f"/join/{shared}")
     assert await found("tea") == [alice.user_id, bob.user_id]
-    # A room of one's own that is not in the directory shows nobody; one that is, does.
-    await dora.ok("POST", "/createRoom", {"preset": "public_chat"})
+    # Who is in a room that anybody may join, or read, is shown; by its state, not by the directory.
+    own = (await dora.ok("POST", "/createRoom", {"visibility": "public", "preset": "private_chat"}))[
+        "room_id"
+    ]
     assert await found("dora") == []
-    await carol.ok("POST", "/createRoom", {"preset": "public_chat", "visibility": "public"})
+    history = f"/rooms/{own}/state/m.room.history_visibility"
+    await dora.ok("PUT", history, {"history_visibility": "world_readable"})
+    assert await found("dora") == [dora.user_id]
+    await dora.ok("PUT", history, {"history_visibility": "shared"})
+    assert await found("dora") == []
+    open_room = (await carol.ok("POST", "/createRoom", {"preset": "public_chat"}))["room_id"]
     assert await found("CAR") == [carol.user_id]
+    await carol.ok("PUT", f"/rooms/{open_room}/state/m.room.join_rules", {"join_rule": "invite"})
+    assert await found("CAR") == []
     assert await found(bob.user_id) == [bob.user_id]
     assert await found("0% T", limit=1) == [alice.user_id]
     assert await found("_") == []
