@@ -22,20 +22,24 @@ class LocalUsers:
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
         """Return the profile of a local user; None: there is no such user."""
+        found = await self._profile(user_id)
+        if found is None:
+            return None
+        fields = orjson.loads(found.fields_json or b"{}")
+        return fields if isinstance(fields, dict) else {}
+
+    async def _profile(self, user_id: str) -> accounts_pb2.Profile | None:
         request = accounts_pb2.QueryProfilesRequest(user_ids=[user_id])
         try:
             answer = await self._stub.QueryProfiles(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
-        for profile in answer.profiles:
-            if profile.user_id == user_id:
-                fields = orjson.loads(profile.fields_json or b"{}")
-                return fields if isinstance(fields, dict) else {}
-        return None
+        return next((profile for profile in answer.profiles if profile.user_id == user_id), None)
 
-    async def exists(self, user_id: str) -> bool:
-        """Whether there is such a local user."""
-        return await self.profile(user_id) is not None
+    async def takes_invites(self, user_id: str) -> bool | None:
+        """Whether a local user takes invites; None: there is no such user."""
+        found = await self._profile(user_id)
+        return None if found is None else not found.blocks_invites
 
     async def room_of_alias(self, alias: str) -> str | None:
         """Return the room that a local alias points to; None: there is no such alias."""

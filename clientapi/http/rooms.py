@@ -116,6 +116,10 @@ class RoomEndpoints:
             await self._check_guest_or_suspended(session, room_id)
         if event_type == "m.room.member":
             _check_member(content, state_key)
+            if content["membership"] == "invite":
+                self._edge.invites.check(session.user_id)
+            sent = await self._rooms.member_state.put(session, room_id, state_key, content)
+            return _event_id(sent.event_id)
         if (event_type, state_key) == CANONICAL_ALIAS:
             _head, state = await self._rooms.sender.view(room_id, frozenset({CANONICAL_ALIAS}))
             await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))

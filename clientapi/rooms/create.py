@@ -18,11 +18,12 @@ from clientapi.rooms.aliases import Aliases
 from clientapi.rooms.building import as_event
 from clientapi.rooms.head import Head
 from clientapi.rooms.input_writer import Unsettled
-from clientapi.rooms.membership import Memberships, load_member_profile
+from clientapi.rooms.membership import Memberships, invite_blocked, load_member_profile
 from clientapi.rooms.requests import Draft
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.verdicts import error_of_rejection
 from clientapi.storage import directory
+from clientapi.storage.invite_permission import load_who_blocks_invites
 from matrixlib.event_auth import Refused, auth_types_for_event, check_event_auth
 from matrixlib.events import Event, StateKey
 from matrixlib.identifiers import server_name_of
@@ -143,12 +144,15 @@ class RoomCreator:
         Raises:
             MatrixError: M_INVALID_ROOM_STATE where an event is not allowed, M_BAD_JSON, M_TOO_LARGE,
             M_ROOM_IN_USE,
-                M_FORBIDDEN, or 503.
+                M_FORBIDDEN, M_INVITE_BLOCKED, or 503.
         """
         for invitee in room.invitees:
             self._memberships.check_invitable(invitee)
         elsewhere = [user for user in room.invitees if not self._config.is_local(server_name_of(user))]
-        profiles = await self._db.read(_load_profiles, [room.creator, *room.invitees])
+        profiles, blocking = await self._db.read(_load_invited, [room.creator, *room.invitees])
+        for invitee in room.invitees:
+            if invitee in blocking:
+                raise invite_blocked(invitee)
         chain = _Chain(self._sender, room)
         for draft in room_drafts(room, profiles):
             if draft.type == "m.room.member" and draft.state_key in elsewhere:
@@ -286,8 +290,9 @@ def _power_levels(room: NewRoom, version: RoomVersion) -> dict[str, Any]:
     }
 
 
-def _load_profiles(conn: Connection, user_ids: list[str]) -> dict[str, dict[str, str]]:
-    return {user_id: load_member_profile(conn, user_id) for user_id in user_ids}
+def _load_invited(conn: Connection, user_ids: list[str]) -> tuple[dict[str, dict[str, str]], set[str]]:
+    profiles = {user_id: load_member_profile(conn, user_id) for user_id in user_ids}
+    return profiles, load_who_blocks_invites(conn, user_ids)
 
 
 def _invalid(reason: str) -> MatrixError:

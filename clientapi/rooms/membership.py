@@ -15,6 +15,7 @@ from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Decide, Draft, Sent, Wish
 from clientapi.rooms.send import RoomSender
 from clientapi.storage import settings, users
+from clientapi.storage.invite_permission import load_who_blocks_invites
 from matrixlib.events import Event, StateKey
 from matrixlib.identifiers import server_name_of
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
@@ -254,7 +255,7 @@ class Memberships:
         """Invite a user; one of another server is asked for its signature first.
 
         Raises:
-            MatrixError: M_FORBIDDEN; 502 if the other server cannot be reached.
+            MatrixError: M_FORBIDDEN, M_INVITE_BLOCKED; 502 if the other server cannot be reached.
         """
         self.check_invitable(target)
         if not self._config.is_local(server_name_of(target)):
@@ -262,7 +263,9 @@ class Memberships:
             sent = await self._remote_invites.invite(user_id, room_id, target, content)
             self._happened(user_id, room_id, sent)
             return sent
-        profile = await self._db.read(load_member_profile, target)
+        profile, blocks = await self._db.read(_load_invited, target)
+        if blocks:
+            raise invite_blocked(target)
         content = {**extra, "membership": "invite", **profile}
 
         def decide(_version: RoomVersion, member: Event | None) -> Event | None:
@@ -321,6 +324,15 @@ def load_member_profile(conn: Connection, user_id: str) -> dict[str, str]:
     """Return what of a local user's profile stands in member events: `displayname`, `avatar_url`."""
     fields = users.load_profiles(conn, [user_id]).get(user_id, {})
     return {name: orjson.loads(fields[name]) for name in ("displayname", "avatar_url") if name in fields}
+
+
+def _load_invited(conn: Connection, user_id: str) -> tuple[dict[str, str], bool]:
+    return load_member_profile(conn, user_id), bool(load_who_blocks_invites(conn, [user_id]))
+
+
+def invite_blocked(user_id: str) -> MatrixError:
+    """Return the answer to an invite of somebody who takes none."""
+    return MatrixError("M_INVITE_BLOCKED", 403, f"{user_id} takes no invites")
 
 
 def _load_joining(conn: Connection, user_id: str, room_id: str) -> tuple[dict[str, str], bool]:

@@ -5,6 +5,7 @@ from clientapi.clock import Clock
 from clientapi.rooms.aliases import Aliases
 from clientapi.rooms.create import RoomCreator
 from clientapi.rooms.guests import Guests
+from clientapi.rooms.member_state import MemberState
 from clientapi.rooms.membership import Memberships
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.rooms.public_rooms import PublicRooms
@@ -28,6 +29,7 @@ class Rooms:
         self.sender = sender
         self.remote = RemoteRooms(config)
         self.memberships = Memberships(config, db, teller, sender, self.remote, clock)
+        self.member_state = MemberState(sender, self.memberships)
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, clock)

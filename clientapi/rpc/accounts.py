@@ -15,6 +15,7 @@ from clientapi.accounts.sessions import Sessions, hash_token
 from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
 from clientapi.storage import directory, settings, short_tokens, users
+from clientapi.storage.invite_permission import load_who_blocks_invites
 from clientapi.storage.outbox import last_told_sequence
 from clientapi.storage.registration_tokens import RegistrationToken
 from matrixlib.identifiers import server_name_of
@@ -64,12 +65,13 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         self, request: accounts_pb2.QueryProfilesRequest, context: Context
     ) -> accounts_pb2.QueryProfilesResponse:
         """Return profiles of local users that exist."""
-        found = await self._db.read(users.load_profiles, list(request.user_ids))
+        found, blocking = await self._db.read(_load_profiles, list(request.user_ids))
         return accounts_pb2.QueryProfilesResponse(
             profiles=[
                 accounts_pb2.Profile(
                     user_id=user_id,
                     fields_json=orjson.dumps({name: orjson.loads(value) for name, value in fields.items()}),
+                    blocks_invites=user_id in blocking,
                 )
                 for user_id, fields in found.items()
             ]
@@ -180,6 +182,10 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
                 message=message.SerializeToString(), subject=subject_of(kind, user_id, partitions)
             )
         yield accounts_pb2.ExportResponse(complete_through=through)
+
+
+def _load_profiles(conn: Connection, user_ids: list[str]) -> tuple[dict[str, dict[str, bytes]], set[str]]:
+    return users.load_profiles(conn, user_ids), load_who_blocks_invites(conn, user_ids)
 
 
 def _registration_token(token: RegistrationToken) -> accounts_pb2.RegistrationToken:

@@ -86,8 +86,11 @@ class InviteRoutes:
         checked = await self._checker.check_one(event.pdu, version, room_id=room_id)
         if not isinstance(checked, Event):
             raise invalid_param(f"The invite does not pass the checks: {checked.reason}")
-        if not await self._users.exists(target):
+        takes_invites = await self._users.takes_invites(target)
+        if takes_invites is None:
             raise MatrixError("M_NOT_FOUND", 404, "There is no such user")
+        if not takes_invites:
+            raise MatrixError("M_INVITE_BLOCKED", 403, "The user takes no invites")
         stripped = await check_invite_state(state, self._checker, version, room_id)
         server = server_name_of(target)
         signed = parse_event(sign_event(checked.pdu, version, server, self._keys[server]), version)

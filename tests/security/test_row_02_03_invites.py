@@ -167,3 +167,19 @@ async def test_send_join_takes_only_the_senders_own_join(world: tuple[EvilPeer, 
         status, answer = await peer.ask("PUT", us.base_url, path, us.server_name, event.pdu)
         assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
     assert us.input.inputs == []
+
+
+@pytest.mark.parametrize("version", ["1", "12"])
+async def test_who_takes_no_invites_gets_none(world: tuple[EvilPeer, FederationAlone], version: str) -> None:
+    peer, us = world
+    room = peers_room(peer, version)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    us.users.blocking.add(us.user("alice"))
+    if version == "12":
+        answer = await invite_v2(peer, us, invite, version=version, state=[room.create.pdu])
+    else:
+        path = f"/_matrix/federation/v1/invite/{invite.room_id}/{invite.event_id}"
+        answer = await peer.ask("PUT", us.base_url, path, us.server_name, invite.pdu)
+    assert (answer[0], answer[1]["errcode"]) == (403, "M_INVITE_BLOCKED")
+    assert not us.rooms.outlier_memberships
+    assert not us.input.inputs

@@ -72,7 +72,8 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{V3}/refresh"): {"refresh_token": "x"},
     ("POST", f"{V3}/register"): {
         "username": "somebody", "password": "p", "device_id": "D", "initial_device_display_name": "d",
-        "inhibit_login": True, "refresh_token": False, "guest_access_token": "x", "auth": {"type": "m.login.dummy", "session": "s"},
+        "inhibit_login": True, "refresh_token": False, "guest_access_token": "x",
+        "auth": {"type": "m.login.dummy", "session": "s"},
     },
     ("POST", f"{V3}/account/password"): {
         "new_password": "x", "logout_devices": True, "auth": {"type": "m.login.password", "session": "s"},

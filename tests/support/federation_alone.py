@@ -311,6 +311,10 @@ class UsersInMemory(LocalUsers):
     def __init__(self, profiles: Mapping[str, dict[str, Any]], aliases: Mapping[str, str]) -> None:
         self.profiles = dict(profiles)
         self.aliases = dict(aliases)
+        self.blocking: set[str] = set()
+
+    async def takes_invites(self, user_id: str) -> bool | None:
+        return user_id not in self.blocking if user_id in self.profiles else None
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
         return self.profiles.get(user_id)

@@ -6,6 +6,7 @@ import pytest
 
 from arbor.log.v1 import output_pb2
 from clientapi.storage.tables import outbox_tables
+from matrixlib.events import Event
 from servicekit.log.outbox import Outbox
 from tests.support.clientapi_alone import Client, World
 from tests.support.fake_roomserver import FakeRoom
@@ -173,3 +174,62 @@ async def test_the_directory(world: World) -> None:
     assert len(plain["chunk"]) == 2
     assert await bob.fails("GET", "/publicRooms", since="x") == (400, "M_INVALID_PARAM")
     assert await world.client().fails("GET", "/publicRooms") == (401, "M_MISSING_TOKEN")
+
+
+async def test_who_takes_no_invites_gets_none(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room_id = (await alice.ok("POST", "/createRoom", {}))["room_id"]
+    permission = f"/user/{bob.user_id}/account_data/m.invite_permission_config"
+    await bob.ok("PUT", permission, {"default_action": "block"})
+    blocked = (403, "M_INVITE_BLOCKED")
+    by_state = f"/rooms/{room_id}/state/m.room.member/{bob.user_id}"
+    rooms = set(world.roomserver.rooms)
+    assert await alice.fails("POST", f"/rooms/{room_id}/invite", {"user_id": bob.user_id}) == blocked
+    assert await alice.fails("PUT", by_state, {"membership": "invite"}) == blocked
+    assert await alice.fails("POST", "/createRoom", {"invite": [bob.user_id]}) == blocked
+    assert set(world.roomserver.rooms) == rooms
+    # What is not known here means invites as usual.
+    for content in ({"default_action": "ask"}, {"default_action": ["block"]}, {}):
+        await bob.ok("PUT", permission, content)
+        await alice.ok("POST", f"/rooms/{room_id}/invite", {"user_id": bob.user_id})
+
+
+async def test_memberships_set_as_state_take_the_same_ways(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    allowing = (await alice.ok("POST", "/createRoom", {"preset": "public_chat"}))["room_id"]
+    restricted = await alice.ok(
+        "POST",
+        "/createRoom",
+        {
+            "initial_state": [
+                {
+                    "type": "m.room.join_rules",
+                    "content": {
+                        "join_rule": "restricted",
+                        "allow": [{"type": "m.room_membership", "room_id": allowing}],
+                    },
+                }
+            ]
+        },
+    )
+    room_id = restricted["room_id"]
+    path = f"/rooms/{room_id}/state/m.room.member/{bob.user_id}"
+
+    def member() -> Event:
+        return world.roomserver.rooms[room_id].state["m.room.member", bob.user_id]
+
+    assert await bob.fails("PUT", path, {"membership": "join"}) == (403, "M_FORBIDDEN")
+    await bob.ok("POST", f"/join/{allowing}")
+    await bob.ok("PUT", path, {"membership": "join", "org.example.more": 1})
+    assert member().content["join_authorised_via_users_server"] == alice.user_id
+    assert member().content["org.example.more"] == 1
+    # A name for this room alone.
+    await bob.ok("PUT", path, {"membership": "join", "displayname": "Bob of this room"})
+    assert member().content["displayname"] == "Bob of this room"
+    await alice.ok("PUT", path, {"membership": "ban", "reason": "r"})
+    assert member().membership == "ban"
+    await alice.ok("PUT", path, {"membership": "leave"})
+    await alice.ok("PUT", path, {"membership": "invite"})
+    await bob.ok("PUT", path, {"membership": "leave", "reason": "no"})
+    assert (member().membership, member().content["reason"]) == ("leave", "no")
+    assert await bob.fails("PUT", path, {"membership": "knock"}) == (403, "M_FORBIDDEN")

@@ -1,0 +1,56 @@
+"""Memberships set as state: `PUT /rooms/{roomId}/state/m.room.member/{userId}`.
+
+A client may do by this what join, leave, invite, ban and knock do, so it takes their ways: to another server
+for a room or a user of theirs, past what a user permits, into restricted rooms.
+"""
+
+from typing import Any
+
+from clientapi.accounts.sessions import Session
+from clientapi.rooms.membership import Memberships
+from clientapi.rooms.requests import Draft, Sent
+from clientapi.rooms.send import RoomSender
+from servicekit.errors import MatrixError
+
+
+class MemberState:
+    """See the module."""
+
+    def __init__(self, sender: RoomSender, memberships: Memberships) -> None:
+        self._sender = sender
+        self._memberships = memberships
+
+    async def put(self, session: Session, room_id: str, target: str, content: dict[str, Any]) -> Sent:
+        """Send a member event.
+
+        Args:
+            content: of the event; its `membership` is one that there is.
+
+        Raises:
+            MatrixError: as the endpoint of that membership does.
+        """
+        user_id = session.user_id
+        extra = {key: value for key, value in content.items() if key != "membership"}
+        match content["membership"]:
+            case "invite":
+                return await self._memberships.invite(user_id, room_id, target, extra)
+            case "join" if target == user_id and not await self._is_joined(user_id, room_id):
+                return await self._memberships.join(session, room_id, extra)
+            case "leave" if target == user_id:
+                return await self._memberships.leave(user_id, room_id, extra)
+            case "knock" if target == user_id:
+                return await self._memberships.knock(user_id, room_id, extra)
+            case _:
+                draft = Draft("m.room.member", content, target)
+                return await self._sender.send_draft(room_id, user_id, draft)
+
+    async def _is_joined(self, user_id: str, room_id: str) -> bool:
+        key = ("m.room.member", user_id)
+        try:
+            _head, state = await self._sender.view(room_id, frozenset({key}))
+        except MatrixError as error:
+            if error.errcode != "M_NOT_FOUND":
+                raise
+            return False
+        member = state.get(key)
+        return member is not None and member.membership == "join"
