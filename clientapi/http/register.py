@@ -109,7 +109,11 @@ class RegisterEndpoints:
 
     async def _guest(self, token: str, username: str | None) -> str:
         """Return the guest who wants a full account ("Guest Access"): the token's, and named so."""
-        session = await self._edge.sessions.resolve(token)
+        try:
+            session = await self._edge.sessions.resolve(token)
+        except MatrixError as error:
+            # No token of this request's own is wrong: nobody is to be logged out by it.
+            raise forbidden("The token is not a guest's") from error
         if not session.guest:
             raise forbidden("The token is not a guest's")
         if username is None:

@@ -118,8 +118,8 @@ async def test_a_guest_gets_a_full_account(world: World) -> None:
         "M_FORBIDDEN",
     )
     assert await nobody.fails("POST", "/register", {**body, "guest_access_token": "x"}) == (
-        401,
-        "M_UNKNOWN_TOKEN",
+        403,
+        "M_FORBIDDEN",
     )
     assert (await nobody.fails("POST", "/register", {**body, "username": None}))[1] == "M_MISSING_PARAM"
     answer = await nobody.ok("POST", "/register", body)
