@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from arbor.accounts.v1 import accounts_pb2_grpc
+from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.logins import PasswordLogins
 from clientapi.accounts.passwords import Passwords
@@ -16,7 +17,7 @@ from clientapi.accounts.tell import Teller
 from clientapi.accounts.uia import UserInteractiveAuth
 from clientapi.clock import Clock, system_clock
 from clientapi.http.account import AccountEndpoints
-from clientapi.http.account_data import AccountDataEndpoints, AccountDataStore
+from clientapi.http.account_data import AccountDataEndpoints
 from clientapi.http.admin_tokens import AdminTokenEndpoints
 from clientapi.http.admin_users import AdminUserEndpoints
 from clientapi.http.devices import DeviceEndpoints
@@ -85,7 +86,7 @@ class ClientApi:
         self._writer = writer = InputWriter(queries, self._spawn)
         builder = EventBuilder(load_signing_keys(config), clock)
         sender = RoomSender(writer, queries, builder, clock, self._spawn)
-        self._rooms = rooms = Rooms(config, db, teller, sender, clock)
+        self._rooms = rooms = Rooms(config, db, teller, account_data, sender, clock)
         registration_tokens = RegistrationTokens(db, clock)
         changes = AccountChanges(sessions, teller, clock)
         self._servicer = AccountsServicer(config, db, sessions, registration, registration_tokens, clock)

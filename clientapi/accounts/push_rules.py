@@ -133,6 +133,42 @@ def check_actions(actions: Any) -> list[Any]:
     return actions
 
 
+def copy_rules_of_room(ruleset: Ruleset, old_room_id: str, new_room_id: str) -> bool:
+    """Give a room the rules that the user has for another one; False if there was nothing to do."""
+    changed = False
+    for kind in ("override", "room", "underride"):
+        rules = ruleset[kind]
+        ids = {rule["rule_id"] for rule in rules}
+        copies = []
+        for index, rule in enumerate(rules):
+            copy = None if rule.get("default") else _copy_for_room(kind, rule, old_room_id, new_room_id)
+            if copy is not None and copy["rule_id"] not in ids:
+                copies.append((index, copy))
+        # From behind, so that the places of those before stay right.
+        for index, copy in reversed(copies):
+            if sum(len(known) for known in ruleset.values()) < MAX_RULES:
+                rules.insert(index + 1, copy)
+                changed = True
+    return changed
+
+
+def _copy_for_room(kind: str, rule: Rule, old_room_id: str, new_room_id: str) -> Rule | None:
+    rule_id = rule["rule_id"]
+    if kind == "room":
+        return {**rule, "rule_id": new_room_id} if rule_id == old_room_id else None
+    old = {"kind": "event_match", "key": "room_id", "pattern": old_room_id}
+    conditions = rule.get("conditions", [])
+    if old not in conditions:
+        return None
+    new_id = (
+        rule_id.replace(old_room_id, new_room_id) if old_room_id in rule_id else f"{rule_id}_{new_room_id}"
+    )
+    if len(new_id.encode()) > MAX_RULE_ID_BYTES:
+        return None
+    new = [{**old, "pattern": new_room_id} if condition == old else condition for condition in conditions]
+    return {**rule, "rule_id": new_id, "conditions": new}
+
+
 def _new_rule(kind: str, rule_id: str, body: Mapping[str, Any]) -> Rule:
     if "actions" not in body:
         raise MatrixError("M_MISSING_PARAM", 400, "Missing actions")

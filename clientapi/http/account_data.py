@@ -1,67 +1,21 @@
 """Account data and tags (client-server API, "Client Config", "Room Tagging")."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection
 
-from clientapi.accounts.tell import Teller, account_data_changed
+from clientapi.accounts import push_rules
+from clientapi.accounts.account_data import MAX_TYPE_BYTES, AccountDataStore
 from clientapi.http.edge import EMPTY, Edge, check_room_id
 from clientapi.storage import settings
-from servicekit.database import Database
 from servicekit.errors import MatrixError, bad_json, invalid_param, not_found
 from servicekit.http import Request, Response, Router, json_response
 
-MAX_CONTENT_BYTES = 65_536
-MAX_TYPE_BYTES = 255
-MAX_ENTRIES = 10_000
 MAX_TAGS = 100
 
 # Kept by endpoints of their own.
 SERVER_MANAGED = ("m.fully_read", "m.push_rules")
-
-
-class AccountDataStore:
-    """Writes account data and tells readers, in one unit of work."""
-
-    def __init__(self, db: Database, teller: Teller) -> None:
-        self.db = db
-        self._teller = teller
-
-    def store(self, conn: Connection, user_id: str, room_id: str, type_: str, content_json: bytes) -> None:
-        """Set account data; an empty room id means global.
-
-        Raises:
-            MatrixError: it is too large (M_TOO_LARGE), or the user has too many entries.
-        """
-        if len(content_json) > MAX_CONTENT_BYTES:
-            raise MatrixError("M_TOO_LARGE", 413, f"Account data holds at most {MAX_CONTENT_BYTES} bytes")
-        if len(type_.encode()) > MAX_TYPE_BYTES or "\0" in type_:
-            raise invalid_param(f"A type has at most {MAX_TYPE_BYTES} bytes")
-        if (
-            settings.load_account_data(conn, user_id, room_id, type_) is None
-            and settings.count_account_data(conn, user_id) >= MAX_ENTRIES
-        ):
-            raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_ENTRIES} entries")
-        settings.store_account_data(conn, user_id, room_id, type_, content_json)
-        self._teller.tell_user(
-            conn, "user.account_data", user_id, [account_data_changed(room_id, type_, content_json)]
-        )
-
-    def change(
-        self,
-        conn: Connection,
-        user_id: str,
-        room_id: str,
-        type_: str,
-        change: Callable[[dict[str, Any]], dict[str, Any]],
-    ) -> None:
-        """Replace account data by what `change` makes of it (an empty object where there was none)."""
-        old = settings.load_account_data(conn, user_id, room_id, type_)
-        new = change({} if old is None else orjson.loads(old))
-        self.store(conn, user_id, room_id, type_, orjson.dumps(new))
 
 
 class AccountDataEndpoints:
@@ -111,9 +65,12 @@ class AccountDataEndpoints:
 
     async def _get(self, request: Request, room_id: str) -> Response:
         session = await self._edge.authenticate_as(request)
-        content_json = await self._db.read(
-            settings.load_account_data, session.user_id, room_id, request.path_params["type"]
-        )
+        type_ = request.path_params["type"]
+        content_json = await self._db.read(settings.load_account_data, session.user_id, room_id, type_)
+        if type_ == "m.push_rules" and not room_id:
+            # There from the beginning, also where nobody changed them.
+            ruleset = push_rules.load_ruleset(session.user_id, content_json)
+            return json_response(push_rules.dump_ruleset(ruleset))
         if content_json is None:
             raise not_found("There is no such account data")
         return json_response(content_json)

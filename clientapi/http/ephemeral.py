@@ -4,12 +4,12 @@ import msgspec
 from sqlalchemy import Connection
 
 from arbor.log.v1 import live_pb2, output_pb2
+from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
-from clientapi.http.account_data import AccountDataStore
 from clientapi.http.edge import EMPTY, Edge, check_event_id, read_body, room_id_of
 from clientapi.rooms.parts import Rooms
-from servicekit.errors import forbidden, invalid_param, unavailable
+from servicekit.errors import MatrixError, forbidden, invalid_param, unavailable
 from servicekit.http import Request, Response, Router
 from servicekit.log.errors import LogError
 from servicekit.log.subjects import typing_subject
@@ -124,10 +124,15 @@ class EphemeralEndpoints:
 
     async def _check_joined(self, room_id: str, session: Session) -> None:
         member_key = ("m.room.member", session.user_id)
-        _head, state = await self._rooms.sender.view(room_id, frozenset({member_key}))
-        member = state.get(member_key)
-        if member is None or member.membership != "join":
-            _head, state = await self._rooms.sender.fresh_view(room_id, frozenset({member_key}))
+        for look in (self._rooms.sender.view, self._rooms.sender.fresh_view):
+            try:
+                _head, state = await look(room_id, frozenset({member_key}))
+            except MatrixError as error:
+                if error.errcode != "M_NOT_FOUND":
+                    raise
+                # Whether there is such a room is for its members to know.
+                break
             member = state.get(member_key)
-        if member is None or member.membership != "join":
-            raise forbidden("You are not in this room")
+            if member is not None and member.membership == "join":
+                return
+        raise forbidden("You are not in this room")

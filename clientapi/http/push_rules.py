@@ -8,10 +8,10 @@ import orjson
 from sqlalchemy import Connection
 
 from clientapi.accounts import push_rules
+from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.push_rules import Ruleset
 from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
-from clientapi.http.account_data import AccountDataStore
 from clientapi.http.edge import EMPTY, Edge, convert
 from clientapi.storage import settings
 from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param

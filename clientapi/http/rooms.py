@@ -11,6 +11,7 @@ from clientapi.rooms.create import PRESETS, NewRoom
 from clientapi.rooms.membership import GUEST_ACCESS
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.requests import Draft, TransactionKey
+from clientapi.rooms.successors import TOMBSTONE
 from matrixlib.canonical_json import CanonicalJsonError, check_strict
 from matrixlib.identifiers import MAX_ID_BYTES, IdentifierError, parse_room_alias
 from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param
@@ -123,8 +124,12 @@ class RoomEndpoints:
         if (event_type, state_key) == CANONICAL_ALIAS:
             _head, state = await self._rooms.sender.view(room_id, frozenset({CANONICAL_ALIAS}))
             await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))
+        if (event_type, state_key) == TOMBSTONE and content.get("replacement_room") == room_id:
+            raise invalid_param("A room cannot replace itself")
         draft = Draft(event_type, content, state_key)
         sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft)
+        if (event_type, state_key) == TOMBSTONE:
+            await self._rooms.successors.follow_tombstone(room_id, content.get("replacement_room"))
         if (event_type, state_key) == GUEST_ACCESS:
             await self._rooms.guests.follow_change(room_id)
         return _event_id(sent.event_id)

@@ -1,11 +1,13 @@
 """Local aliases: making, resolving, deleting them, and what `m.room.canonical_alias` may say."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from clientapi.clock import Clock
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Draft, Wish
 from clientapi.rooms.send import RoomSender
 from clientapi.storage import directory
@@ -21,12 +23,16 @@ from servicekit.logging import get_logger
 log = get_logger("clientapi.rooms")
 
 CANONICAL_ALIAS: Final = ("m.room.canonical_alias", "")
+MAX_NEW_ALIASES: Final = 50
 
 
 class Aliases:
     """See the module."""
 
-    def __init__(self, config: Config, db: Database, sender: RoomSender, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, db: Database, sender: RoomSender, remote: RemoteRooms, clock: Clock
+    ) -> None:
+        self._remote = remote
         self._config = config
         self._db = db
         self._sender = sender
@@ -147,11 +153,24 @@ class Aliases:
         new = [alias for alias in wanted if alias not in known]
         if not new:
             return
-        rows = {row.alias: row for row in await self._db.read(directory.load_aliases, new, [])}
+        if len(new) > MAX_NEW_ALIASES:
+            raise invalid_param(f"At most {MAX_NEW_ALIASES} aliases can be added at once")
+        rooms = {row.alias: row.room_id for row in await self._db.read(directory.load_aliases, new, [])}
+        elsewhere = [alias for alias in new if not self._config.is_local(server_name_of(alias))]
+        told = await asyncio.gather(*(self._room_elsewhere(alias) for alias in elsewhere))
+        rooms.update(zip(elsewhere, told, strict=True))
         for alias in new:
-            row = rows.get(alias)
-            if row is None or row.room_id != room_id:
+            if rooms.get(alias) != room_id:
                 raise MatrixError("M_BAD_ALIAS", 400, f"The alias {alias} does not point to this room")
+
+    async def _room_elsewhere(self, alias: str) -> str:
+        """Return the room of another server's alias; empty: there is none, or nobody says."""
+        try:
+            room_id, _servers = await self._remote.resolve_alias(alias)
+        except MatrixError as error:
+            log.info("alias_not_resolved", alias=alias, error=str(error))
+            return ""
+        return room_id
 
     async def _check_joined(self, room_id: str, user_id: str) -> None:
         member_key = ("m.room.member", user_id)

@@ -14,6 +14,7 @@ from clientapi.rooms.invites import RemoteInvites
 from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Decide, Draft, Sent, Wish
 from clientapi.rooms.send import RoomSender
+from clientapi.rooms.successors import Successors
 from clientapi.storage import settings, users
 from clientapi.storage.invite_permission import load_who_blocks_invites
 from matrixlib.events import Event, StateKey
@@ -39,6 +40,7 @@ class Memberships:
         teller: Teller,
         sender: RoomSender,
         remote: RemoteRooms,
+        successors: Successors,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -46,6 +48,7 @@ class Memberships:
         self._teller = teller
         self._sender = sender
         self._remote = remote
+        self._successors = successors
         self._remote_invites = RemoteInvites(sender, remote, clock)
         self._clock = clock
 
@@ -94,6 +97,9 @@ class Memberships:
         sent = await self._sender.send(room_id, Wish(user_id, draft, frozenset({member_key}), decide))
         if forgotten:
             await self._db.write(settings.delete_forgotten, user_id, room_id)
+        create = state.get(CREATE_KEY)
+        if create is not None and "predecessor" in create.content:
+            await self._successors.follow_join(user_id, room_id, create)
         return sent
 
     async def _join_remotely(
@@ -112,6 +118,7 @@ class Memberships:
         self._happened(user_id, room_id, sent)
         if forgotten:
             await self._db.write(settings.delete_forgotten, user_id, room_id)
+        await self._successors.follow_join(user_id, room_id)
         return sent
 
     async def _present(

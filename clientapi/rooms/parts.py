@@ -1,5 +1,6 @@
 """What the endpoints do with rooms, made of its parts."""
 
+from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.tell import Teller
 from clientapi.clock import Clock
 from clientapi.rooms.aliases import Aliases
@@ -12,6 +13,7 @@ from clientapi.rooms.public_rooms import PublicRooms
 from clientapi.rooms.redaction import Redactions
 from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.send import RoomSender
+from clientapi.rooms.successors import Successors
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
 from servicekit.database import Database
@@ -21,19 +23,26 @@ class Rooms:
     """See the module."""
 
     def __init__(
-        self, config: Config, db: Database, teller: Teller, sender: RoomSender, clock: Clock
+        self,
+        config: Config,
+        db: Database,
+        teller: Teller,
+        account_data: AccountDataStore,
+        sender: RoomSender,
+        clock: Clock,
     ) -> None:
         self.config = config
         self.db = db
         self.teller = teller
         self.sender = sender
         self.remote = RemoteRooms(config)
-        self.memberships = Memberships(config, db, teller, sender, self.remote, clock)
+        self.successors = Successors(config, db, account_data, sender)
+        self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)
-        self.aliases = Aliases(config, db, sender, clock)
+        self.aliases = Aliases(config, db, sender, self.remote, clock)
         self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)
-        self.upgrades = RoomUpgrades(db, sender, self.creator)
+        self.upgrades = RoomUpgrades(db, sender, self.creator, self.successors)
         self.public_rooms = PublicRooms(config, db, sender)
         self.profile_updates = ProfileUpdates(db, sender, self.memberships, clock)

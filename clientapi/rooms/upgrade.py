@@ -10,13 +10,14 @@ from clientapi.rooms.create import NewRoom, RoomCreator
 from clientapi.rooms.queries import Latest
 from clientapi.rooms.requests import Draft
 from clientapi.rooms.send import RoomSender
+from clientapi.rooms.successors import Successors
 from clientapi.storage import directory
 from matrixlib.event_auth import Refused, check_event_auth
 from matrixlib.events import Event
 from matrixlib.power_levels import POWER_LEVELS_KEY, room_creators
 from matrixlib.room_versions import RoomVersion
 from servicekit.database import Database
-from servicekit.errors import MatrixError, forbidden
+from servicekit.errors import MatrixError, forbidden, not_found
 from servicekit.logging import get_logger
 
 log = get_logger("clientapi.rooms")
@@ -38,7 +39,10 @@ CANONICAL_ALIAS: Final = ("m.room.canonical_alias", "")
 class RoomUpgrades:
     """See the module."""
 
-    def __init__(self, db: Database, sender: RoomSender, creator: RoomCreator) -> None:
+    def __init__(
+        self, db: Database, sender: RoomSender, creator: RoomCreator, successors: Successors
+    ) -> None:
+        self._successors = successors
         self._db = db
         self._sender = sender
         self._creator = creator
@@ -49,12 +53,12 @@ class RoomUpgrades:
         """Replace a room and return its successor's id.
 
         Raises:
-            MatrixError: M_FORBIDDEN for who is not in the room or may not send the tombstone; as
+            MatrixError: M_FORBIDDEN for who is not in the room or may not send the tombstone; M_NOT_FOUND; as
             `RoomCreator.create`.
         """
         old = await self._sender.queries.latest(room_id, all_state=True)
         if old is None:
-            raise forbidden("You are not in this room")
+            raise not_found("There is no such room here")
         tombstone = {"body": "This room has been replaced", "replacement_room": ""}
         proposal = as_event(
             old.room_version,
@@ -74,6 +78,7 @@ class RoomUpgrades:
         await self._db.write(_move_directory, room_id, new_room_id, user_id)
         await self._move_canonical_alias(user_id, room_id, new_room_id, old)
         await self._close_old(user_id, room_id, old)
+        await self._successors.follow_join(user_id, new_room_id)
         return new_room_id
 
     def _successor(

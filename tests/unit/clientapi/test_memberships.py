@@ -7,6 +7,7 @@ import pytest
 from arbor.log.v1 import output_pb2
 from clientapi.storage.tables import outbox_tables
 from matrixlib.events import Event
+from servicekit.errors import MatrixError
 from servicekit.log.outbox import Outbox
 from tests.support.clientapi_alone import Client, World
 from tests.support.fake_roomserver import FakeRoom
@@ -233,3 +234,37 @@ async def test_memberships_set_as_state_take_the_same_ways(world: World) -> None
     await bob.ok("PUT", path, {"membership": "leave", "reason": "no"})
     assert (member().membership, member().content["reason"]) == ("leave", "no")
     assert await bob.fails("PUT", path, {"membership": "knock"}) == (403, "M_FORBIDDEN")
+
+
+async def test_canonical_aliases_may_be_another_servers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await world.user()
+    room = await make(world, alice, room_alias_name="here")
+
+    async def resolve(alias: str) -> tuple[str, list[str]]:
+        if alias == "#away:there.example":
+            return room.room_id, ["there.example"]
+        if alias == "#other:there.example":
+            return "!other:there.example", ["there.example"]
+        raise MatrixError("M_UNKNOWN", 502, "The other server cannot be reached")
+
+    monkeypatch.setattr(world.service._rooms.remote, "resolve_alias", resolve)
+    path = f"/rooms/{room.room_id}/state/m.room.canonical_alias"
+    bad = (400, "M_BAD_ALIAS")
+    for alias in ("#other:there.example", "#off:there.example", "#none:here.example"):
+        assert await alice.fails("PUT", path, {"alias": alias}) == bad
+        assert await alice.fails("PUT", path, {"alias": "#here:here.example", "alt_aliases": [alias]}) == bad
+    for content in (
+        {"alias": "no alias"},
+        {"alias": 7},
+        {"alt_aliases": "#here:here.example"},
+        {"alt_aliases": [7]},
+        {"alt_aliases": [f"#{number}:here.example" for number in range(1000)]},
+    ):
+        status, errcode = await alice.fails("PUT", path, content)
+        assert (status, errcode) in {(400, "M_INVALID_PARAM"), (400, "M_BAD_JSON")}
+    await alice.ok("PUT", path, {"alias": "#here:here.example", "alt_aliases": ["#away:there.example"]})
+    # What stands there already is not asked for again.
+    await alice.ok("PUT", path, {"alt_aliases": ["#away:there.example"]})
+    await alice.ok("PUT", path, {})

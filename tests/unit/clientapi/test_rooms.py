@@ -312,3 +312,16 @@ async def test_upgrade(world: World, old: str, new: str) -> None:
         400,
         "M_UNSUPPORTED_ROOM_VERSION",
     )
+
+
+async def test_a_room_cannot_replace_itself(world: World) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    path = f"/rooms/{room.room_id}/state/m.room.tombstone"
+    assert await alice.fails("PUT", path, {"replacement_room": room.room_id}) == (400, "M_INVALID_PARAM")
+
+
+async def test_a_room_that_is_not_there_cannot_be_upgraded(world: World) -> None:
+    alice = await world.user()
+    path = "/rooms/!nowhere:here.example/upgrade"
+    assert await alice.fails("POST", path, {"new_version": "12"}) == (404, "M_NOT_FOUND")

@@ -243,3 +243,24 @@ async def test_whom_to_ask_for_help(world: World, tmp_path: Path) -> None:
         }
     with pytest.raises(ConfigError, match=r"support\.contacts\[0\]"):
         load_config(None, env={}, overrides={"server_name": "a.org", "support": {"contacts": [{}]}})
+
+
+async def test_push_rules_are_account_data_that_is_there_from_the_beginning(world: World) -> None:
+    alice = await world.user()
+    path = f"/user/{alice.user_id}/account_data/m.push_rules"
+    assert await alice.ok("GET", path) == await alice.ok("GET", "/pushrules/")
+    await alice.ok("PUT", "/pushrules/global/content/word", {"pattern": "word", "actions": ["notify"]})
+    assert await alice.ok("GET", path) == await alice.ok("GET", "/pushrules/")
+    in_room = f"/user/{alice.user_id}/rooms/!a:here.example/account_data/m.push_rules"
+    assert await alice.fails("GET", in_room) == (404, "M_NOT_FOUND")
+
+
+async def test_a_room_that_is_not_there_is_a_room_one_is_not_in(world: World) -> None:
+    alice = await world.user()
+    room = "/rooms/!nowhere:here.example"
+    for method, path, body in (
+        ("PUT", f"{room}/typing/{alice.user_id}", {"typing": True}),
+        ("POST", f"{room}/receipt/m.read/$event", {}),
+        ("POST", f"{room}/read_markers", {"m.fully_read": "$event"}),
+    ):
+        assert await alice.fails(method, path, body) == (403, "M_FORBIDDEN"), path

@@ -1,0 +1,57 @@
+"""Writing account data and telling readers of it, in one unit of work."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection
+
+from clientapi.accounts.tell import Teller, account_data_changed
+from clientapi.storage import settings
+from servicekit.database import Database
+from servicekit.errors import MatrixError, invalid_param
+
+MAX_CONTENT_BYTES: Final = 65_536
+MAX_TYPE_BYTES: Final = 255
+MAX_ENTRIES: Final = 10_000
+
+
+class AccountDataStore:
+    """Writes account data and tells readers, in one unit of work."""
+
+    def __init__(self, db: Database, teller: Teller) -> None:
+        self.db = db
+        self._teller = teller
+
+    def store(self, conn: Connection, user_id: str, room_id: str, type_: str, content_json: bytes) -> None:
+        """Set account data; an empty room id means global.
+
+        Raises:
+            MatrixError: it is too large (M_TOO_LARGE), or the user has too many entries.
+        """
+        if len(content_json) > MAX_CONTENT_BYTES:
+            raise MatrixError("M_TOO_LARGE", 413, f"Account data holds at most {MAX_CONTENT_BYTES} bytes")
+        if len(type_.encode()) > MAX_TYPE_BYTES or "\0" in type_:
+            raise invalid_param(f"A type has at most {MAX_TYPE_BYTES} bytes")
+        if (
+            settings.load_account_data(conn, user_id, room_id, type_) is None
+            and settings.count_account_data(conn, user_id) >= MAX_ENTRIES
+        ):
+            raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_ENTRIES} entries")
+        settings.store_account_data(conn, user_id, room_id, type_, content_json)
+        self._teller.tell_user(
+            conn, "user.account_data", user_id, [account_data_changed(room_id, type_, content_json)]
+        )
+
+    def change(
+        self,
+        conn: Connection,
+        user_id: str,
+        room_id: str,
+        type_: str,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        """Replace account data by what `change` makes of it (an empty object where there was none)."""
+        old = settings.load_account_data(conn, user_id, room_id, type_)
+        new = change({} if old is None else orjson.loads(old))
+        self.store(conn, user_id, room_id, type_, orjson.dumps(new))
