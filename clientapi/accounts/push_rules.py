@@ -73,7 +73,7 @@ def put_rule(
     """Add a rule or replace the user's own of that id.
 
     Raises:
-        MatrixError: M_INVALID_PARAM, M_BAD_JSON, M_NOT_FOUND for `before` or `after`,
+        MatrixError: M_INVALID_PARAM, M_BAD_JSON, M_UNKNOWN for `before` or `after`,
         M_RESOURCE_LIMIT_EXCEEDED.
     """
     rules = rules_of(ruleset, kind)
@@ -203,4 +203,4 @@ def _place(rules: list[Rule], rule_id: str) -> int:
     for index, rule in enumerate(rules):
         if rule["rule_id"] == rule_id and not rule.get("default"):
             return index
-    raise not_found("There is no rule to stand beside")
+    raise MatrixError("M_UNKNOWN", 400, f"before/after rule not found: {rule_id}")

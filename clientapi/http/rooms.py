@@ -11,6 +11,7 @@ from clientapi.rooms.create import PRESETS, NewRoom
 from clientapi.rooms.membership import GUEST_ACCESS
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.requests import Draft, TransactionKey
+from clientapi.rooms.sensible_state import check_sensible
 from clientapi.rooms.successors import TOMBSTONE
 from matrixlib.canonical_json import CanonicalJsonError, check_strict
 from matrixlib.identifiers import MAX_ID_BYTES, IdentifierError, parse_room_alias
@@ -124,8 +125,7 @@ class RoomEndpoints:
         if (event_type, state_key) == CANONICAL_ALIAS:
             _head, state = await self._rooms.sender.view(room_id, frozenset({CANONICAL_ALIAS}))
             await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))
-        if (event_type, state_key) == TOMBSTONE and content.get("replacement_room") == room_id:
-            raise invalid_param("A room cannot replace itself")
+        check_sensible(room_id, session.server_name, event_type, state_key, content)
         draft = Draft(event_type, content, state_key)
         sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft)
         if (event_type, state_key) == TOMBSTONE:

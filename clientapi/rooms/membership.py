@@ -301,11 +301,11 @@ class Memberships:
         return await self._change(user_id, room_id, target, {**extra, "membership": "ban"}, None)
 
     async def unban(self, user_id: str, room_id: str, target: str, extra: Mapping[str, Any]) -> Sent:
-        """Let somebody come back. Raises MatrixError M_FORBIDDEN."""
+        """Let somebody come back. Raises MatrixError M_FORBIDDEN, M_BAD_STATE for who is not banned."""
 
         def decide(_version: RoomVersion, member: Event | None) -> None:
             if member is None or member.membership != "ban":
-                raise forbidden("That user is not banned")
+                raise MatrixError("M_BAD_STATE", 403, "That user is not banned")
 
         return await self._change(user_id, room_id, target, {**extra, "membership": "leave"}, decide)
 

@@ -202,7 +202,7 @@ async def test_a_taken_alias_refuses_the_whole_room(world: World) -> None:
         ("state/m.room.canonical_alias", {"alias": "#no:here.example"}, (400, "M_BAD_ALIAS")),
         ("state/m.room.canonical_alias", {"alias": "no"}, (400, "M_INVALID_PARAM")),
         ("state/m.room.canonical_alias", {"alt_aliases": "no"}, (400, "M_BAD_JSON")),
-        ("state/m.room.power_levels", {"users_default": "100"}, (403, "M_FORBIDDEN")),
+        ("state/m.room.power_levels", {"users_default": "100"}, (400, "M_BAD_JSON")),
         ("redact/nonsense/t", {}, (400, "M_INVALID_PARAM")),
         ("redact/$unknown/t", {}, (404, "M_NOT_FOUND")),
         ("redact/$unknown/t", {"reason": 7}, (400, "M_BAD_JSON")),
@@ -325,3 +325,26 @@ async def test_a_room_that_is_not_there_cannot_be_upgraded(world: World) -> None
     alice = await world.user()
     path = "/rooms/!nowhere:here.example/upgrade"
     assert await alice.fails("POST", path, {"new_version": "12"}) == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("type_", "content", "errcode"),
+    [
+        ("m.room.power_levels", {"ban": "50"}, "M_BAD_JSON"),
+        ("m.room.power_levels", {"users": []}, "M_BAD_JSON"),
+        ("m.room.power_levels", {"users": {"@a:here.example": True}}, "M_BAD_JSON"),
+        ("m.room.power_levels", {"events": {"m.room.name": None}}, "M_BAD_JSON"),
+        ("m.room.power_levels", {"notifications": {"room": "x"}}, "M_BAD_JSON"),
+        ("m.room.server_acl", {"allow": ["*"], "deny": ["here.example"]}, "M_INVALID_PARAM"),
+        ("m.room.server_acl", {"allow": []}, "M_INVALID_PARAM"),
+        ("m.room.server_acl", {}, "M_INVALID_PARAM"),
+    ],
+)
+async def test_state_that_nobody_can_want(world: World, type_: str, content: Any, errcode: str) -> None:
+    alice = await world.user()
+    room = await make(world, alice, room_version="9")
+    path = f"/rooms/{room.room_id}/state/{type_}"
+    assert await alice.fails("PUT", path, content) == (400, errcode)
+    await alice.ok(
+        "PUT", f"/rooms/{room.room_id}/state/m.room.server_acl", {"allow": ["*"], "deny": ["evil"]}
+    )
