@@ -116,7 +116,7 @@ chaos: setup ## kill processes under load and count what was lost (long)
 chaos-smoke: setup ## the same for a minute
 	ARBOR_CHAOS=smoke $(PYTEST) tests/chaos $(ARGS)
 
-oracle: setup peers-setup ## thousands of random rooms, judged by us and by Synapse's modules (long)
+oracle: setup peers-setup ## thousands of random rooms of each version, judged by us and by Synapse's modules (long)
 	$(PYTEST) --timeout 7200 -m oracle tests/peers/test_matrixlib_oracle.py $(ARGS)
 
 fuzz: setup ## the property tests with many more examples

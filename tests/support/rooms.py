@@ -7,7 +7,8 @@
     assert room.state[("m.room.topic", "")].content == {"topic": "one"}
 
 Every event is hashed and signed; its auth events are chosen from the state before it; it is rejected, and
-kept as such, when the rules say so. Time is a counter.
+kept as such, when the rules say so. With `soft_fail` it is also judged by the current state, as if it had come from
+another server. Time is a counter.
 """
 
 import hashlib
@@ -57,12 +58,15 @@ class Room:
         creator: str = ALICE,
         content: JsonDict | None = None,
         bare: bool = False,
+        soft_fail: bool = False,
     ) -> None:
         """Create a room, with the creator joined and, unless ``bare``, levels and a public join rule."""
         self.version = ROOM_VERSIONS[version]
         self.creator = creator
         self.events: dict[str, Event] = {}
         self.rejected: dict[str, Refused] = {}
+        self.soft_fail = soft_fail
+        self.soft_failed: dict[str, Refused] = {}
         self.before: dict[str, dict[StateKey, str]] = {}
         self.after: dict[str, dict[StateKey, str]] = {}
         self.order: list[str] = []
@@ -138,14 +142,39 @@ class Room:
         self.events[event.event_id] = event
         self.order.append(event.event_id)
         self.before[event.event_id] = state
-        if refused is not None:
-            self.rejected[event.event_id] = refused
         self.after[event.event_id] = (
             {**state, event.key: event.event_id} if refused is None and event.is_state else state
         )
+        if refused is not None:
+            self.rejected[event.event_id] = refused
+        elif self.is_soft_failed(event, state):
+            return refused
         if refused is None:
-            self.heads = [head for head in self.heads if head not in event.prev_event_ids] + [event.event_id]
+            behind = self.behind(event)
+            self.heads = [head for head in self.heads if head not in behind] + [event.event_id]
         return refused
+
+    def is_soft_failed(self, event: Event, state: Mapping[StateKey, str]) -> bool:
+        """Judge an event by the current state ("Soft failure")."""
+        if not self.soft_fail or set(event.prev_event_ids) == set(self.heads):
+            return False
+        current = self.state_before(self.heads)
+        verdict = None if current == state else check_event_auth(event, self.with_events(current))
+        if isinstance(verdict, Refused):
+            self.soft_failed[event.event_id] = verdict
+        return event.event_id in self.soft_failed
+
+    def behind(self, event: Event) -> set[str]:
+        """The previous events, and those before them through events that cannot be heads."""
+        found: set[str] = set()
+        stack = list(event.prev_event_ids)
+        while stack:
+            event_id = stack.pop()
+            if event_id not in found:
+                found.add(event_id)
+                if event_id in self.soft_failed or event_id in self.rejected:
+                    stack.extend(self.events[event_id].prev_event_ids)
+        return found
 
     def judge(self, event: Event, state: Mapping[StateKey, str]) -> Refused | None:
         """Why an event is rejected, ``None`` if it is not: its auth events, then the state before it."""

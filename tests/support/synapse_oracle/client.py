@@ -55,11 +55,20 @@ class Oracle:
         return answer["result"]
 
     def replay(
-        self, version: str, events: Sequence[Mapping[str, Any]], merges: Sequence[Sequence[str]] = ()
+        self,
+        version: str,
+        events: Sequence[Mapping[str, Any]],
+        merges: Sequence[Sequence[str]] = (),
+        *,
+        soft_fail: bool = False,
     ) -> dict[str, Any]:
         """Judge events in order: `accepted` ids, `refused` id -> reason, `before` id -> {"type|key": id}.
 
+        `soft_failed` id -> reason, if ``soft_fail``: of those accepted what the current state refuses.
+
         `merged`: for each of ``merges`` (event ids) the resolution of the states after those events.
         """
-        result: dict[str, Any] = self.ask("replay", room_version=version, events=events, merges=merges)
+        result: dict[str, Any] = self.ask(
+            "replay", room_version=version, events=events, merges=merges, soft_fail=soft_fail
+        )
         return result

@@ -25,7 +25,7 @@ def differences(room: Room, oracle: Oracle) -> list[str]:
         rng.sample(accepted_here, min(len(accepted_here), rng.randint(2, 4)))
         for _ in range(MERGES if accepted_here else 0)
     ]
-    theirs = oracle.replay(room.version.identifier, pdus, merges)
+    theirs = oracle.replay(room.version.identifier, pdus, merges, soft_fail=room.soft_fail)
     lines = []
     accepted = set(theirs["accepted"])
     for event_id in room.order:
@@ -37,6 +37,10 @@ def differences(room: Room, oracle: Oracle) -> list[str]:
         if (event_id in accepted) != (event_id not in room.rejected):
             verdict = room.rejected.get(event_id, "accepted")
             lines.append(f"{name}: ours {verdict}; oracle {theirs['refused'].get(event_id, 'accepted')}")
+        if (event_id in room.soft_failed) != (event_id in theirs["soft_failed"]):
+            verdict = room.soft_failed.get(event_id, "not soft-failed")
+            other = theirs["soft_failed"].get(event_id, "not soft-failed")
+            lines.append(f"{name}: ours {verdict}; oracle {other}")
         lines += _compare(f"before {name}", room.before[event_id], theirs["before"][event_id])
     for chosen, merged in zip(merges, theirs["merged"], strict=True):
         ours = resolve(room.version, [room.after[event_id] for event_id in chosen], room.store)

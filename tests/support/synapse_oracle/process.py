@@ -106,11 +106,42 @@ def judge(event, state, events, store):
     return None
 
 
+def soft_failure(event, state, heads, after, events):
+    """Why Synapse refuses an event by the current state, None if it does not."""
+    if set(event.prev_event_ids()) == set(heads):
+        return None
+    states = [after[head] for head in heads]
+    current = resolve(event.room_id, event.room_version, states, events) if len(states) > 1 else dict(*states)
+    if current == state:
+        return None
+    wanted = event_auth.auth_types_for_event(event.room_version, event)
+    try:
+        event_auth.check_state_dependent_auth_rules(
+            event, [events[current[key]] for key in wanted if key in current]
+        )
+    except SynapseError as error:
+        return str(error)
+    return None
+
+
+def behind(event, events, no_heads):
+    """The previous events of an event, through those that cannot be heads."""
+    found, stack = set(), list(event.prev_event_ids())
+    while stack:
+        event_id = stack.pop()
+        if event_id not in found:
+            found.add(event_id)
+            if event_id in no_heads:
+                stack.extend(events[event_id].prev_event_ids())
+    return found
+
+
 def op_replay(request):
     """Judge events in order and resolve the state before each."""
     version = KNOWN_ROOM_VERSIONS[request["room_version"]]
     events, after = {}, {}
     accepted, refused, before = [], {}, {}
+    soft_failed, heads = {}, []
     store = Store(events, None)
     for pdu in request["events"]:
         event = make_event_from_dict(pdu, version)
@@ -128,13 +159,26 @@ def op_replay(request):
         after[event_id] = state
         if reason is None and event.is_state():
             after[event_id] = {**state, (event.type, event.state_key): event_id}
+        if reason is None and request["soft_fail"]:
+            failure = soft_failure(event, state, heads, after, events)
+            if failure is None:
+                gone = behind(event, events, soft_failed.keys() | refused.keys())
+                heads = [head for head in heads if head not in gone] + [event_id]
+            else:
+                soft_failed[event_id] = failure
     room_id = next(iter(events.values())).room_id
     merged = []
     for chosen in request["merges"]:
         states = [after[event_id] for event_id in chosen]
         state = resolve(room_id, version, states, events)
         merged.append({f"{kind}|{key}": value for (kind, key), value in state.items()})
-    return {"accepted": accepted, "refused": refused, "before": before, "merged": merged}
+    return {
+        "accepted": accepted,
+        "refused": refused,
+        "soft_failed": soft_failed,
+        "before": before,
+        "merged": merged,
+    }
 
 
 def op_event_ids(request):
