@@ -13,11 +13,12 @@ may be stored or not), and the client redials for ever, waiting a little longer 
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -165,7 +166,8 @@ class LogConnection:
 
     async def flush(self) -> None:
         """Wait until the server has what was published without ack."""
-        await self.nc.flush(timeout=5)
+        with _cancellable():
+            await self.nc.flush(timeout=5)
 
     async def close(self) -> None:
         """Close for good. What is not acked yet ends as `PublishTimeout`."""
@@ -293,8 +295,11 @@ class LogConnection:
             LogUnavailable: no answer.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                message = await self.nc.request(f"$JS.API.{subject}", orjson.dumps(body), timeout=timeout_s)
+            with _cancellable():
+                async with asyncio.timeout(timeout_s):
+                    message = await self.nc.request(
+                        f"$JS.API.{subject}", orjson.dumps(body), timeout=timeout_s
+                    )
         except (TimeoutError, nats_errors.Error) as error:
             raise LogUnavailable(f"{subject}: {error or 'no answer'}") from error
         answer: dict[str, Any] = orjson.loads(message.data)
@@ -490,3 +495,15 @@ def _resolve(future: "asyncio.Future[int]", sequence: int, error: LogError | Non
         future.set_result(sequence)
     else:
         future.set_exception(error)
+
+
+@contextlib.contextmanager
+def _cancellable() -> Iterator[None]:
+    """Be cancelled after all: before Python 3.12 `asyncio.wait_for`, by which the client waits, forgets a
+    cancellation that comes together with what it waits for, and whoever stops a task waits for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError

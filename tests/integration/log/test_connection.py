@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from google.protobuf.message import DecodeError
+from nats.aio.msg import Msg
 
 from arbor.log.v1.output_pb2 import OutputMessage
 from servicekit.log.connection import LogConnection
@@ -304,3 +305,26 @@ async def _outcome(awaitable: Awaitable[object]) -> object:
         return await awaitable
     except LogUnavailable as error:
         return error
+
+
+async def test_a_cancellation_together_with_the_answer_counts(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await connect("roomserver")
+    answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+    async def request(*arguments: object, **options: object) -> Msg:
+        return await asyncio.wait_for(answer, 5)
+
+    monkeypatch.setattr(connection.nc, "request", request)
+    monkeypatch.setattr(connection.nc, "flush", request)
+    for call in (connection.request_api("INFO", {}), connection.flush()):
+        task = asyncio.get_running_loop().create_task(call)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if not answer.done():
+            answer.set_result(Msg(connection.nc, subject="", data=b"{}"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        answer = asyncio.get_running_loop().create_future()
