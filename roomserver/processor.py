@@ -92,6 +92,7 @@ class Processor:
         if secure_erase:
             self._eraser = Eraser(connection, database, leases.partition_count, lambda: self._input_position)
         self._placed: list[tuple[int, int, int]] = []
+        self._noted: dict[int, Published] = {}
         self._positions: OrderedDict[str, int] = OrderedDict()
         self._verdicts = VerdictSender(connection)
         self._sequences: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -350,15 +351,27 @@ class Processor:
             deletable: list[Published] = []
             if not work.messages or len(self._placed) >= PLACED_MIN:
                 work.published, self._placed = self._placed, []
-                deletable = [item for item in self._relay.deletable() if item.partition in self._held]
+                deletable = self._deletable()
             work.done = [(item.partition, item.output_no, item.sequence) for item in deletable]
-            outcome = await self._write(work)
+            try:
+                outcome = await self._write(work)
+            except BaseException:
+                self._placed[:0] = work.published
+                raise
             self._judge.committed()
             fault_point("roomserver.after_commit")
             self._held = {number: mine for number, mine in outcome.held.items() if number in self._held}
             self._relay.deleted(deletable)
             # Under the lock, so that no other commit's messages are queued before these.
             return outcome, self._relay.publish(outcome.entries)
+
+    def _deletable(self) -> list[Published]:
+        """How far the outbox may be deleted: only what stands on OUTPUT at a place that is stored, too."""
+        return [
+            min(item, self._noted[item.partition], key=lambda published: published.output_no)
+            for item in self._relay.deletable()
+            if item.partition in self._held and item.partition in self._noted
+        ]
 
     async def _write(self, work: Work) -> Outcome:
         """Commit a batch, as often as it takes; singly after one failed that was not the database's fault."""
@@ -464,7 +477,11 @@ class Processor:
             log.warning("subject_not_purged", room_id=room_id, error=str(answer["error"]))
 
     def _note_published(self, published: list[Published]) -> None:
-        for partition, output_no, sequence in published:
+        for item in published:
+            partition, output_no, sequence = item
+            before = self._noted.get(partition, item)
+            # What is gone from the log leaves the relay where it was.
+            self._noted[partition] = item if sequence else before._replace(output_no=output_no)
             if sequence:
                 self._placed.append((sequence, partition, output_no))
                 self._sequences[partition, output_no] = sequence
