@@ -1,14 +1,16 @@
-"""`log.secure_erase`: what was redacted or purged leaves the log at once.
+"""What was redacted or purged leaves the log at once: always what a purged room was told, the rest with
+`log.secure_erase`.
 
 Runs behind the verdicts, on whole messages: on OUTPUT those that carry the body of such an event, found by
 what was kept of them for `Export`; on INPUT those already judged that brought it. A reader that had not come
 so far misses the message (a missing sequence is normal to it); an export has it, with the redacted form.
+
+What is to go is a row, stored with its cause and deleted when it is gone; whoever owns the partition does it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Collection
 
 from google.protobuf.message import DecodeError
 from sqlalchemy import Connection
@@ -16,33 +18,30 @@ from sqlalchemy import Connection
 from arbor.log.v1.input_pb2 import InputMessage
 from arbor.log.v1.output_pb2 import OutputMessage
 from roomserver import metrics
-from roomserver.storage import events, rooms
+from roomserver.storage import erasures, events, rooms
+from roomserver.storage.erasures import Erasure
 from servicekit.database import Database
 from servicekit.database.raw import Sql
+from servicekit.log.applying import is_transient
 from servicekit.log.connection import LogConnection
-from servicekit.log.errors import LogError, LogUnavailable
+from servicekit.log.errors import LogUnavailable
+from servicekit.log.faultpoints import fault_point
 from servicekit.log.reader import LogReader
-from servicekit.log.subjects import INPUT, OUTPUT, room_input_subject
+from servicekit.log.subjects import INPUT, OUTPUT, room_input_subject, room_output_subject
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver.erasure")
 
 RETRY_S = 1.0
+PLACE_S = 0.05
 PAGE = 500
+AT_ONCE = 100
 SCAN_IDLE_S = 2.0
 
 _MESSAGES = Sql(
     "SELECT sequence, skeleton FROM output_message WHERE room_nid = ? AND sequence > ? AND sequence >= ?"
     " ORDER BY sequence LIMIT ?"
 )
-
-
-class Erasure(NamedTuple):
-    """What is to go from the log."""
-
-    room_id: str
-    event_ids: frozenset[str]
-    """Events that were redacted; empty: all that the database no longer has."""
 
 
 class Eraser:
@@ -52,7 +51,8 @@ class Eraser:
         connection: of the RoomServer, which may delete messages.
         database: its own.
         partition_count: of the streams.
-        judged: gives the INPUT sequence up to which everything was judged.
+        owned: gives the partitions that are ours.
+        store_places: has stored where messages stand on OUTPUT, as far as is known.
     """
 
     def __init__(
@@ -60,38 +60,71 @@ class Eraser:
         connection: LogConnection,
         database: Database,
         partition_count: int,
-        judged: Callable[[], int],
+        owned: Callable[[], list[int]],
+        store_places: Callable[[], Awaitable[None]],
     ) -> None:
         self._connection = connection
         self._database = database
         self._partition_count = partition_count
-        self._judged = judged
-        self._queue: asyncio.Queue[Erasure] = asyncio.Queue()
+        self._owned = owned
+        self._store_places = store_places
+        self._wanted = asyncio.Event()
 
-    def erase(self, erasure: Erasure) -> None:
-        """Have it done soon."""
-        self._queue.put_nowait(erasure)
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wanted.set()
 
     async def run(self) -> None:
-        """Erase what comes, for ever; waits as long as NATS is away."""
+        """Erase what is stored, for ever; waits as long as NATS or the database is away."""
         while True:
-            erasure = await self._queue.get()
-            while True:
-                try:
-                    await self._erase(erasure)
-                except LogError as error:
-                    log.warning("erasure_waits", room_id=erasure.room_id, error=str(error))
-                    await asyncio.sleep(RETRY_S)
-                else:
-                    break
+            await self._wanted.wait()
+            self._wanted.clear()
+            pause_s = PLACE_S
+            try:
+                while await self._database.read(erasures.is_any_left, self._owned()):
+                    if await self._erase_some():
+                        pause_s = PLACE_S
+                    else:
+                        # The message that told of the cause is on its way.
+                        await asyncio.sleep(pause_s)
+                        pause_s = min(pause_s * 2, RETRY_S)
+            except Exception as error:
+                if not isinstance(error, LogUnavailable) and not is_transient(error):
+                    raise
+                log.warning("erasure_waits", error=str(error))
+                await asyncio.sleep(RETRY_S)
+                self._wanted.set()
+
+    async def _erase_some(self) -> int:
+        await self._store_places()
+        ready = await self._database.read(erasures.load_erasures, self._owned(), AT_ONCE)
+        for erasure in ready:
+            await self._erase(erasure)
+            fault_point("roomserver.after_erasure")
+            await self._database.write(erasures.delete_erasure, erasure.partition, erasure.output_no)
+        return len(ready)
 
     async def _erase(self, erasure: Erasure) -> None:
+        if erasure.whole_room:
+            await self._purge_subject(erasure)
         told = await self._find_told(erasure)
         brought = await self._find_brought(erasure)
+        fault_point("roomserver.before_erasure")
         for stream, sequences in ((OUTPUT, told), (INPUT, brought)):
             for sequence in sequences:
                 await self._delete(stream, sequence)
         log.info("erased_from_log", room_id=erasure.room_id, output=len(told), input=len(brought))
+
+    async def _purge_subject(self, erasure: Erasure) -> None:
+        """What was told of a purged room goes, all but the entry that says so."""
+        if not erasure.sequence:
+            return
+        subject = room_output_subject(erasure.room_id, self._partition_count)
+        answer = await self._connection.request_api(
+            f"STREAM.PURGE.{OUTPUT}", {"filter": subject, "seq": erasure.sequence}
+        )
+        if "error" in answer:
+            raise LogUnavailable(f"{subject} is not purged: {answer['error']}")
 
     async def _delete(self, stream: str, sequence: int) -> None:
         # Without `no_erase` the server overwrites the message on disk.
@@ -120,7 +153,7 @@ class Eraser:
         info = await self._connection.load_stream(INPUT)
         if info is None:
             return []
-        through = min(self._judged(), info.last_sequence)
+        through = min(erasure.input_sequence, info.last_sequence)
         subject = room_input_subject(erasure.room_id, self._partition_count)
         reader = LogReader(self._connection, INPUT, [subject], after=info.first_sequence - 1)
         found: list[int] = []

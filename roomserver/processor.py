@@ -18,7 +18,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from roomserver import metrics
-from roomserver.erasure import Eraser, Erasure
+from roomserver.erasure import Eraser
 from roomserver.input.judge import Held, Judge, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.storage import garbage, partitions
@@ -40,7 +40,7 @@ from servicekit.log.faultpoints import fault_point
 from servicekit.log.outbox import Published
 from servicekit.log.reader import Batch, LogReader
 from servicekit.log.relay import OutboxRelay
-from servicekit.log.subjects import INPUT, OUTPUT, partition_filter, room_output_subject
+from servicekit.log.subjects import INPUT, partition_filter
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver")
@@ -75,8 +75,6 @@ class Processor:
         judge: Judge,
         leases: Leases,
         now_ms: Callable[[], int],
-        *,
-        secure_erase: bool = False,
     ) -> None:
         self._connection = connection
         self._database = database
@@ -88,9 +86,7 @@ class Processor:
         self._idle = asyncio.Event()
         self._sent: asyncio.Queue[_Sent] = asyncio.Queue(PIPELINE)
         self._relay = OutboxRelay(connection, "roomserver", kind="room.output")
-        self._eraser: Eraser | None = None
-        if secure_erase:
-            self._eraser = Eraser(connection, database, leases.partition_count, lambda: self._input_position)
+        self._eraser = Eraser(connection, database, leases.partition_count, self._owned, self._store_places)
         self._placed: list[tuple[int, int, int]] = []
         self._noted: dict[int, Published] = {}
         self._positions: OrderedDict[str, int] = OrderedDict()
@@ -117,6 +113,9 @@ class Processor:
     def owns(self, partition: int) -> bool:
         """Whether a partition is ours."""
         return partition in self._held
+
+    def _owned(self) -> list[int]:
+        return list(self._held)
 
     def position_of(self, room_id: str) -> int | None:
         """The OUTPUT sequence of a room's last message, if it is remembered."""
@@ -169,8 +168,7 @@ class Processor:
                 group.create_task(self._keep_leases())
                 group.create_task(self._store_when_idle())
                 group.create_task(self._collect_now_and_then())
-                if self._eraser is not None:
-                    group.create_task(self._eraser.run())
+                group.create_task(self._eraser.run())
                 group.create_task(self._read())
         finally:
             self._fail_waiting()
@@ -198,6 +196,7 @@ class Processor:
             self._held[row.id] = Held(row.epoch, row.input_position, row.output_no)
             future = self._relay.adopt(row.id, row.epoch, item.progress, item.entries)
             future.add_done_callback(self._on_adopted)
+        self._eraser.wake()
         log.info("partitions_taken", count=len(taken), held=len(self._held))
         self._reopen()
 
@@ -449,32 +448,14 @@ class Processor:
                 self._positions.popitem(last=False)
             self._verdicts.send(outcome, self._sequences)
             self._idle.set()
-            if self._eraser is not None:
-                await self._store_places(outcome)
-                for room_id, event_ids in outcome.redacted.items():
-                    self._eraser.erase(Erasure(room_id, frozenset(event_ids)))
-                for room_id in (*outcome.trimmed, *(purge[0] for purge in outcome.purges)):
-                    self._eraser.erase(Erasure(room_id, frozenset()))
-            for room_id, partition, output_no in outcome.purges:
-                await self._purge_subject(room_id, self._sequences.get((partition, output_no), 0))
+            if outcome.erases:
+                self._eraser.wake()
 
-    async def _store_places(self, outcome: Outcome) -> None:
+    async def _store_places(self) -> None:
         """The eraser finds messages by where they stand, so that has to be stored."""
-        if (outcome.redacted or outcome.trimmed) and self._placed:
+        if self._placed:
             with contextlib.suppress(OwnershipLost):
                 await self._commit(Work([], 0, ""))
-
-    async def _purge_subject(self, room_id: str, before: int) -> None:
-        """What was told of a purged room goes from the log too, all but the entry that says so."""
-        if not before:
-            return
-        body = {"filter": room_output_subject(room_id, self._leases.partition_count), "seq": before}
-        try:
-            answer = await self._connection.request_api(f"STREAM.PURGE.{OUTPUT}", body)
-        except LogUnavailable as error:
-            answer = {"error": str(error)}
-        if "error" in answer:
-            log.warning("subject_not_purged", room_id=room_id, error=str(answer["error"]))
 
     def _note_published(self, published: list[Published]) -> None:
         for item in published:

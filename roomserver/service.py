@@ -59,6 +59,7 @@ class RoomServer:
             partition_of=partial(partition_of, partitions=config.log.partitions),
             is_local=config.is_local,
             signing_keys={},
+            secure_erase=config.log.secure_erase,
             raise_on_type=os.environ.get("ARBOR_TEST_RAISE_ON_EVENT_TYPE", ""),
         )
         self.memory = Memory()
@@ -122,7 +123,6 @@ class RoomServer:
             self.judge,
             self.leases,
             now_ms,
-            secure_erase=self.config.log.secure_erase,
         )
         self._processor.output_last = known
         await self._processor.take_partitions()

@@ -37,6 +37,8 @@ class Context:
     partition_of: Callable[[str], int]
     is_local: Callable[[str], bool]
     signing_keys: dict[str, SigningKey]
+    secure_erase: bool = False
+    """What was redacted or purged leaves the log at once, not by retention."""
     raise_on_type: str = ""
     """Tests only: the handler raises when it meets this event type."""
 

@@ -28,8 +28,9 @@ from roomserver.input.decode import Request, decode_requests
 from roomserver.input.load import load
 from roomserver.memory import Memory
 from roomserver.rooms import Told
-from roomserver.storage import dead_letters, partitions, rooms
+from roomserver.storage import dead_letters, erasures, partitions, rooms
 from roomserver.storage import outputs as output_rows
+from roomserver.storage.erasures import Erasure
 from roomserver.storage.tables import log_tables
 from servicekit.log.applying import is_transient
 from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
@@ -84,12 +85,8 @@ class Outcome:
     held: dict[int, Held]
     judged: int
     dead: int = 0
-    purges: list[tuple[str, int, int]] = field(default_factory=list)
-    """(room id, partition, output_no): what stands before that message on the room's subject may go."""
-    redacted: dict[str, set[str]] = field(default_factory=dict)
-    """room id -> events whose bodies were replaced by redacted forms."""
-    trimmed: set[str] = field(default_factory=set)
-    """Rooms whose older history was purged."""
+    erases: bool = False
+    """Something is to go from the log: see `erasures`."""
 
 
 class Judge:
@@ -189,10 +186,7 @@ class Judge:
         total.rooms |= outcome.rooms
         total.held = outcome.held
         total.dead += outcome.dead
-        total.purges += outcome.purges
-        for room_id, event_ids in outcome.redacted.items():
-            total.redacted.setdefault(room_id, set()).update(event_ids)
-        total.trimmed |= outcome.trimmed
+        total.erases |= outcome.erases
 
     def _apply_one(self, conn: Connection, request: Request, held: dict[int, Held], epoch: str) -> Outcome:
         """Judge one entry in a savepoint of its own, with nothing in memory."""
@@ -324,11 +318,8 @@ class Judge:
             if work.touched:
                 work.row.heads = tuple(head.nid for head in work.heads.values())
                 metrics.heads.labels("joined" if work.row.participating else "left").observe(len(work.heads))
-        purges = []
         for room_id, entries_ in batch.strays.items():
             touched[room_id] = self._number(batch, room_id, 0, entries_, held, numbered, told)
-            if room_id in batch.purged:
-                purges.append((room_id, *touched[room_id]))
         held = dict(held)
         for number, output_no in numbered.items():
             held[number] = Held(held[number].epoch, held[number].position, output_no)
@@ -340,12 +331,35 @@ class Judge:
             )
         entries = [OutboxEntry(m[0], m[1], epochs[m[0]], m[3], m[4]) for m in told]
         known = self._known_sequences(batch)
-        outcome = Outcome(entries, batch.answers, known, touched, held, 0, 0, purges)
-        for nid, _, _ in batch.redactions:
-            event = batch.loaded_events[nid]
-            outcome.redacted.setdefault(event.room_id or "", set()).add(event.event_id)
-        outcome.trimmed.update(batch.trimmed)
+        outcome = Outcome(entries, batch.answers, known, touched, held, 0)
+        if batch.redactions or batch.trimmed or batch.purged:
+            outcome.erases = self._remember_erasures(batch, touched, held)
         return outcome
+
+    def _remember_erasures(
+        self, batch: Batch, touched: dict[str, tuple[int, int]], held: dict[int, Held]
+    ) -> bool:
+        """Store what is to go from the log; returns whether anything is."""
+        gone: dict[str, set[str]] = {room_id: set() for room_id in batch.purged}
+        if self.context.secure_erase:
+            gone.update((room_id, set()) for room_id in batch.trimmed)
+            for nid, _, _ in batch.redactions:
+                event = batch.loaded_events[nid]
+                gone.setdefault(event.room_id or "", set()).add(event.event_id)
+        erasures.store_erasures(
+            batch.conn,
+            [
+                Erasure(
+                    *touched[room_id],
+                    room_id,
+                    frozenset(event_ids),
+                    room_id in batch.purged,
+                    held[touched[room_id][0]].position,
+                )
+                for room_id, event_ids in gone.items()
+            ],
+        )
+        return bool(gone)
 
     def _number(
         self,

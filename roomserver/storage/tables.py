@@ -271,6 +271,24 @@ import_event = Table(
     sqlite_with_rowid=False,
 )
 
+erasure = Table(
+    "erasure",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column(
+        "output_no",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="message that told of the cause",
+    ),
+    Column("room_id", Text, nullable=False),
+    Column("event_ids", LargeBinary, nullable=False, comment="JSON array; empty: what `event` has no more"),
+    Column("whole_room", Boolean, nullable=False, comment="all that was told before goes"),
+    Column("input_sequence", BigInteger, nullable=False, comment="on INPUT the events stand up to here"),
+    sqlite_with_rowid=False,
+)
+
 meta = Table(
     "meta",
     metadata,
