@@ -18,6 +18,10 @@ from clientapi.accounts.uia import UserInteractiveAuth
 from clientapi.clock import Clock, system_clock
 from clientapi.http.account import AccountEndpoints
 from clientapi.http.account_data import AccountDataEndpoints
+from clientapi.http.admin_accounts import AdminAccountEndpoints
+from clientapi.http.admin_purging import AdminPurgeEndpoints
+from clientapi.http.admin_reports import AdminReportEndpoints
+from clientapi.http.admin_rooms import AdminRoomEndpoints
 from clientapi.http.admin_tokens import AdminTokenEndpoints
 from clientapi.http.admin_users import AdminUserEndpoints
 from clientapi.http.devices import DeviceEndpoints
@@ -95,6 +99,10 @@ class ClientApi:
             RegisterEndpoints(edge, registration, uia),
             AccountEndpoints(edge, db, changes, logins, registration, passwords, uia, rooms.profile_updates),
             AdminTokenEndpoints(edge, registration, registration_tokens),
+            AdminAccountEndpoints(edge, rooms, teller, changes, clock),
+            AdminRoomEndpoints(edge, rooms, clock),
+            AdminPurgeEndpoints(edge, rooms),
+            AdminReportEndpoints(edge, rooms),
             AdminUserEndpoints(edge, db, changes, registration, passwords, rooms.profile_updates),
             ModerationEndpoints(edge, db, changes),
             DeviceEndpoints(edge, db, teller, logins, uia),
@@ -139,6 +147,7 @@ class ClientApi:
             group.create_task(publisher.run())
             group.create_task(follow_revocations(self._connection, self._sessions))
             group.create_task(self._rooms.profile_updates.run())
+            group.create_task(self._rooms.tasks.run())
             group.create_task(self._flush_seen())
             self._group = group
             early, self._early = self._early, []

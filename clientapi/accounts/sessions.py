@@ -44,6 +44,20 @@ class Session:
     token_hash: bytes
 
 
+def local_session(user_id: str) -> Session:
+    """Return a session for what the server does in a user's name; it has no device and no token."""
+    return Session(
+        user_id=user_id,
+        device_id="",
+        server_name=server_name_of(user_id),
+        guest=False,
+        admin=False,
+        suspended=False,
+        expires_ms=None,
+        token_hash=b"",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NewSession:
     """What a login gives the client. `lifetime_ms` is set where the access token expires."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from clientapi.accounts.registration import Registration
 from clientapi.accounts.registration_tokens import DEFAULT_LENGTH, RegistrationTokens
+from clientapi.http.admin_parameters import bool_of_query
 from clientapi.http.edge import EMPTY, Edge
 from clientapi.storage.registration_tokens import RegistrationToken
 from servicekit.errors import bad_json, invalid_param, missing_param
@@ -89,16 +90,6 @@ class AdminTokenEndpoints:
         await self._edge.authenticate_admin(request)
         await self._tokens.delete(request.path_params["token"])
         return EMPTY
-
-
-def bool_of_query(request: Request, name: str) -> bool | None:
-    """Return a query parameter that is `true` or `false`; None without it. Raises MatrixError M_INVALID_PARAM."""
-    text = request.query.get(name)
-    if text is None:
-        return None
-    if text not in ("true", "false"):
-        raise invalid_param(f"{name} must be true or false")
-    return text == "true"
 
 
 def _whole_number(body: dict[str, Any], key: str) -> int | None:

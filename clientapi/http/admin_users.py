@@ -10,20 +10,17 @@ from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.registration import Registration
 from clientapi.accounts.sessions import Session
-from clientapi.http.admin_tokens import bool_of_query
-from clientapi.http.edge import EMPTY, Edge, check_user_id, convert, read_body
+from clientapi.http.admin_parameters import bool_of_query, local_user, page_of_query
+from clientapi.http.edge import EMPTY, Edge, convert, read_body
 from clientapi.http.profile import check_profile_value
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.storage import administration
 from clientapi.storage.administration import Account, AccountFilter, Order
-from matrixlib.identifiers import server_name_of
 from servicekit.database import Database
 from servicekit.errors import forbidden, invalid_param, not_found
 from servicekit.http import Request, Response, Router, json_response
 
 _ADMIN: Final = "/_synapse/admin"
-MAX_PAGE: Final = 1000
-MAX_OFFSET: Final = 2**31
 
 
 class UserBody(msgspec.Struct):
@@ -88,14 +85,10 @@ class AdminUserEndpoints:
 
     async def _list(self, request: Request, deactivated: bool | None) -> Response:
         query = request.query
-        start = _number(query.get("from", "0"), "from", 0, MAX_OFFSET)
-        limit = _number(query.get("limit", "100"), "limit", 0, 10**9)
+        page = page_of_query(request)
         order = cast("Order", query.get("order_by", "name"))
-        direction = query.get("dir", "f")
         if order not in get_args(Order):
             raise invalid_param(f"order_by must be one of {', '.join(get_args(Order))}")
-        if direction not in ("f", "b"):
-            raise invalid_param("dir must be f or b")
         wanted = AccountFilter(
             user_id_part=query.get("user_id"),
             name_part=query.get("name"),
@@ -109,13 +102,13 @@ class AdminUserEndpoints:
             administration.load_accounts,
             wanted,
             order,
-            backwards=direction == "b",
-            start=start,
-            limit=min(limit, MAX_PAGE),
+            backwards=page.backwards,
+            start=page.start,
+            limit=page.limit,
         )
         answer: dict[str, Any] = {"users": [_listed(account) for account in found], "total": total}
-        if start + len(found) < total and found:
-            answer["next_token"] = str(start + len(found))
+        if page.start + len(found) < total and found:
+            answer["next_token"] = str(page.start + len(found))
         return json_response(answer)
 
     async def get_user(self, request: Request) -> Response:
@@ -217,22 +210,13 @@ class AdminUserEndpoints:
         return EMPTY
 
     def _local_user(self, request: Request) -> str:
-        user_id = check_user_id(request.path_params["user_id"])
-        if not self._edge.config.is_local(server_name_of(user_id)):
-            raise invalid_param("Not a user of this server")
-        return user_id
+        return local_user(self._edge.config, request.path_params["user_id"])
 
     async def _existing(self, user_id: str) -> Account:
         account = await self._db.read(administration.load_account, user_id)
         if account is None:
             raise not_found("User not found")
         return account
-
-
-def _number(text: str, name: str, least: int, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
-        raise invalid_param(f"{name} is not a number that fits")
-    return int(text)
 
 
 def _shared(account: Account) -> dict[str, Any]:

@@ -7,17 +7,19 @@ import secrets
 from typing import Annotated
 
 import msgspec
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 
 from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, check_event_id, check_user_id, read_body, room_id_of
-from clientapi.storage.tables import reports
+from clientapi.storage.reports import Report, count_reports_by, store_report
 from servicekit.database import Database
-from servicekit.errors import invalid_param
+from servicekit.errors import MatrixError, invalid_param
 from servicekit.http import Request, Response, Router
 
 MAX_REASON_CHARS = 5000
+# Of one user, until an administrator deletes some.
+MAX_REPORTS = 1000
 
 
 class ReportBody(msgspec.Struct):
@@ -94,19 +96,21 @@ class ReportEndpoints:
     ) -> Response:
         if len(reason) > MAX_REASON_CHARS:
             raise invalid_param(f"reason has at most {MAX_REASON_CHARS} characters")
-        row = {
-            "report_id": secrets.token_urlsafe(12),
-            "created_ms": self._clock(),
-            "reporter": session.user_id,
-            "room_id": room_id,
-            "event_id": event_id,
-            "user_id": user_id,
-            "reason": reason,
-            "score": score,
-        }
+        report = Report(
+            report_id=secrets.token_urlsafe(12),
+            created_ms=self._clock(),
+            reporter=session.user_id,
+            room_id=room_id,
+            event_id=event_id,
+            user_id=user_id,
+            reason=reason,
+            score=score,
+        )
 
         def store(conn: Connection) -> None:
-            conn.execute(insert(reports).values(**row))
+            if count_reports_by(conn, session.user_id) >= MAX_REPORTS:
+                raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, "You have reported too much")
+            store_report(conn, report)
 
         await self._db.write(store)
         return EMPTY

@@ -17,6 +17,7 @@ from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
 from clientapi.storage import settings, users
 from clientapi.storage.invite_permission import load_who_blocks_invites
+from clientapi.storage.room_tasks import is_blocked
 from matrixlib.events import Event, StateKey
 from matrixlib.identifiers import server_name_of
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
@@ -75,7 +76,7 @@ class Memberships:
             return await self._join_remotely(session, room_id, extra, via)
         if session.guest and _content(state, GUEST_ACCESS).get("guest_access") != "can_join":
             raise MatrixError("M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not join this room")
-        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
+        profile, forgotten = await self._load_joining(user_id, room_id)
         content: dict[str, Any] = {**extra, "membership": "join", **profile}
         try:
             authoriser = await self._authoriser(room_id, user_id, head.room_version, state)
@@ -113,13 +114,24 @@ class Memberships:
         servers = [*via, *await self._servers_of(room_id)]
         if not servers and not await self._invited_or_knocking(user_id, room_id):
             raise not_found("No server of this room is known")
-        profile, forgotten = await self._db.read(_load_joining, user_id, room_id)
+        profile, forgotten = await self._load_joining(user_id, room_id)
         sent = await self._remote.join(user_id, room_id, servers, {**extra, **profile})
         self._happened(user_id, room_id, sent)
         if forgotten:
             await self._db.write(settings.delete_forgotten, user_id, room_id)
         await self._successors.follow_join(user_id, room_id)
         return sent
+
+    async def _load_joining(self, user_id: str, room_id: str) -> tuple[dict[str, str], bool]:
+        """Return (what stands of the profile in member events, whether the room was forgotten).
+
+        Raises:
+            MatrixError: M_FORBIDDEN for a room that an administrator has blocked.
+        """
+        profile, forgotten, blocked = await self._db.read(_load_joining, user_id, room_id)
+        if blocked:
+            raise forbidden("This room has been blocked on this server")
+        return profile, forgotten
 
     async def _present(
         self, room_id: str, keys: frozenset[StateKey]
@@ -342,8 +354,9 @@ def invite_blocked(user_id: str) -> MatrixError:
     return MatrixError("M_INVITE_BLOCKED", 403, f"{user_id} takes no invites")
 
 
-def _load_joining(conn: Connection, user_id: str, room_id: str) -> tuple[dict[str, str], bool]:
-    return load_member_profile(conn, user_id), settings.is_forgotten(conn, user_id, room_id)
+def _load_joining(conn: Connection, user_id: str, room_id: str) -> tuple[dict[str, str], bool, bool]:
+    profile = load_member_profile(conn, user_id)
+    return profile, settings.is_forgotten(conn, user_id, room_id), is_blocked(conn, room_id)
 
 
 def _content(state: Mapping[StateKey, Event], key: StateKey) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.rooms.public_rooms import PublicRooms
 from clientapi.rooms.redaction import Redactions
 from clientapi.rooms.remote import RemoteRooms
+from clientapi.rooms.room_tasks import RoomTasks
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
 from clientapi.rooms.upgrade import RoomUpgrades
@@ -43,6 +44,7 @@ class Rooms:
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, self.remote, clock)
         self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)
+        self.tasks = RoomTasks(config, db, sender, self.memberships, self.creator, clock)
         self.upgrades = RoomUpgrades(db, sender, self.creator, self.successors)
         self.public_rooms = PublicRooms(config, db, sender)
         self.profile_updates = ProfileUpdates(db, sender, self.memberships, clock)

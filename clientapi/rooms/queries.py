@@ -82,20 +82,41 @@ class RoomQueries:
         )
 
     async def event(self, room_id: str, event_id: str) -> Event | None:
-        """Return an event of a room that is accepted there, or None."""
+        """Return an event of a room (empty: of any) that is accepted there, or None."""
+        return (await self.events([event_id], room_id)).get(event_id)
+
+    async def events(self, event_ids: Sequence[str], room_id: str = "") -> dict[str, Event]:
+        """Return those of these events that are accepted in a room (empty: in any), by id."""
+        found: dict[str, Event] = {}
+        if not event_ids:
+            return found
         try:
             answer = await self._stub.QueryEvents(
-                query_pb2.QueryEventsRequest(event_ids=[event_id], room_id=room_id), timeout=QUERY_TIMEOUT_S
+                query_pb2.QueryEventsRequest(event_ids=event_ids, room_id=room_id), timeout=QUERY_TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
         for stored in answer.events:
             version = get_room_version(stored.room_version)
             if version is not None and stored.status == query_pb2.EVENT_STATUS_ACCEPTED:
-                return parse_event(
+                event = parse_event(
                     stored.event.pdu_json, version, event_id=stored.event.event_id, verify_size=False
                 )
-        return None
+                found[event.event_id] = event
+        return found
+
+    async def event_at(self, room_id: str, before_ms: int) -> str | None:
+        """Return the newest event of a room that was sent before a time, or None."""
+        if before_ms <= 0:
+            return None
+        request = query_pb2.QueryHistoryRequest(
+            room_id=room_id, nearest_to_ms=before_ms, backwards=True, limit=1
+        )
+        try:
+            answer = await self._stub.QueryHistory(request, timeout=QUERY_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        return answer.events[0].event.event_id if answer.events else None
 
     async def memberships(
         self, user_ids: Sequence[str], room_id: str = "", kinds: Sequence[str] = (), min_sequence: int = 0

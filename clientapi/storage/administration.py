@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, Text, cast, func, or_, select, update
 
-from clientapi.storage.tables import devices, profile_fields, users
+from clientapi.storage.tables import devices, forgotten_rooms, profile_fields, users
 
 Flag = Literal["admin", "suspended", "locked"]
 Order = Literal["name", "creation_ts", "last_seen_ts", "admin", "is_guest", "deactivated", "locked"]
@@ -104,6 +104,14 @@ def _name_holds(conn: Connection, part: str) -> ColumnElement[bool]:
 def store_flag(conn: Connection, user_id: str, flag: Flag, value: bool) -> None:
     """Set a flag of an account."""
     conn.execute(update(users).where(users.c.user_id == user_id).values({flag: value}))
+
+
+def is_forgotten_by_any(conn: Connection, room_id: str) -> bool:
+    """Say whether any local user forgot a room."""
+    found = conn.execute(
+        select(forgotten_rooms.c.user_id).where(forgotten_rooms.c.room_id == room_id).limit(1)
+    )
+    return found.first() is not None
 
 
 def _accounts() -> Select[Any]:

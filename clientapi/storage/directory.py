@@ -57,6 +57,11 @@ def move_aliases(conn: Connection, old_room_id: str, new_room_id: str, names: li
     )
 
 
+def delete_aliases_of(conn: Connection, room_id: str) -> None:
+    """Delete every alias of a room."""
+    conn.execute(delete(aliases).where(aliases.c.room_id == room_id))
+
+
 def is_published(conn: Connection, room_id: str) -> bool:
     """Say whether a room stands in the directory."""
     return (

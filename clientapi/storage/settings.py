@@ -57,6 +57,16 @@ def store_account_data(conn: Connection, user_id: str, room_id: str, type_: str,
     )
 
 
+def load_all_account_data(conn: Connection, user_id: str) -> list[tuple[str, str, bytes]]:
+    """Return (room, type, JSON) of everything a user set; an empty room id means global."""
+    rows = conn.execute(
+        select(account_data.c.room_id, account_data.c.type, account_data.c.content_json)
+        .where(account_data.c.user_id == user_id)
+        .order_by(account_data.c.room_id, account_data.c.type)
+    )
+    return [(row.room_id, row.type, row.content_json) for row in rows]
+
+
 def iterate_account_data(conn: Connection) -> Iterator[tuple[str, str, str, bytes]]:
     """Go over everybody's account data: (user, room, type, JSON), user by user."""
     rows = conn.execution_options(yield_per=1000).execute(

@@ -237,4 +237,35 @@ reports = Table(
     Column("reason", Text, nullable=False),
     Column("score", Integer, comment="-100 (most offensive) to 0; NULL: none given"),
     Index("ix_reports_created", "created_ms"),
+    Index("ix_reports_reporter", "reporter"),
+)
+
+blocked_rooms = Table(
+    "blocked_rooms",
+    metadata,
+    Column("room_id", Text, primary_key=True, comment="nobody of ours may join or make it"),
+    Column("blocker", Text, nullable=False, comment="the administrator"),
+    Column("blocked_ms", BigInteger, nullable=False),
+)
+
+room_tasks = Table(
+    "room_tasks",
+    metadata,
+    Column("task_id", Text, primary_key=True, comment="random"),
+    Column("kind", Text, nullable=False, comment="purge_history, delete_room"),
+    Column("room_id", Text, nullable=False),
+    Column("request_json", LargeBinary, nullable=False, comment="what was asked for"),
+    Column("result_json", LargeBinary, nullable=False, comment="what was done so far, an object"),
+    Column("status", Text, nullable=False, comment="active, complete, failed"),
+    Column("error", Text, nullable=False, comment="why it failed; empty: it did not"),
+    Column(
+        "not_before_ms",
+        BigInteger,
+        nullable=False,
+        comment="next try; while somebody works, the end of the lease",
+    ),
+    Column("attempts", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, comment="long after the end the row is cleared away"),
+    Index("ix_room_tasks_due", "status", "not_before_ms"),
+    Index("ix_room_tasks_room", "room_id"),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from clientapi.storage.tables import devices, profile_fields, profile_updates, users
@@ -136,6 +136,13 @@ def load_devices(conn: Connection, user_ids: list[str]) -> list[Device]:
         .order_by(devices.c.user_id, devices.c.device_id)
     )
     return [Device(*row) for row in rows]
+
+
+def count_devices(conn: Connection, user_ids: list[str]) -> int:
+    """Return how many devices users have together."""
+    return conn.execute(
+        select(func.count()).select_from(devices).where(devices.c.user_id.in_(user_ids))
+    ).scalar_one()
 
 
 def iterate_devices(conn: Connection) -> list[Device]:

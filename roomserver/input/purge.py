@@ -54,7 +54,11 @@ def _purge_history(batch: Batch, request: Request, work: RoomWork, purge: input_
         keep=heads | {row.nid},
         is_kept=None if purge.delete_local_events else batch.context.is_local,
     )
-    entry = OutputEntry(room_purged=RoomPurged(before_event_id=purge.before_event_id))
+    entry = OutputEntry(
+        room_purged=RoomPurged(
+            before_event_id=purge.before_event_id, local_events_kept=not purge.delete_local_events
+        )
+    )
     outputs.tell(work, entry, 100)
     batch.trimmed.append(work.room_id)
     log.info("history_purged", room_id=work.room_id, events=count)

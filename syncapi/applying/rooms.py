@@ -55,7 +55,8 @@ def room_purged(
     if entry.before_event_id:
         event = events.load_event(batch.connection, entry.before_event_id)
         if event is not None:
-            events.purge_history(batch.connection, event)
+            is_kept = batch.applier.is_local if entry.local_events_kept else None
+            events.purge_history(batch.connection, event, is_kept)
         return
     for user in batch.room(message.room_id).members:
         batch.applied.memberships.append((user, message.room_id, position))

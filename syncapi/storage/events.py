@@ -1,6 +1,6 @@
 """Events: stored by the consumer in bulk, read by position, by id, along the timeline and by depth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -264,13 +264,29 @@ def strip_prev_content(connection: Connection, redacted: StoredEvent) -> list[St
     return changed
 
 
-def purge_history(connection: Connection, before: StoredEvent) -> None:
-    """Delete a room's events before one, except those that are current state."""
+def purge_history(
+    connection: Connection, before: StoredEvent, is_kept: Callable[[str], bool] | None = None
+) -> None:
+    """Delete a room's events before one, except those that are current state.
+
+    Args:
+        is_kept: whether events of this sender stay; None: none do.
+    """
     condition = (
         "room_id = ? AND (depth, position) < (?, ?) AND position NOT IN"
         " (SELECT event_position FROM room_state WHERE room_id = ? AND until_position > ?)"
     )
-    parameters = (before.room_id, before.depth, before.position, before.room_id, before.position)
+    parameters: tuple[Any, ...] = (
+        before.room_id,
+        before.depth,
+        before.position,
+        before.room_id,
+        before.position,
+    )
+    if is_kept is not None:
+        found = rows(connection, f"SELECT DISTINCT sender FROM event WHERE {condition}", parameters)
+        condition += " AND sender IN ?"
+        parameters = (*parameters, [sender for (sender,) in found if not is_kept(sender)])
     for table, column in (("relation", "child_position"), ("event_member", "position")):
         run(
             connection,

@@ -59,6 +59,26 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("POST", "/_synapse/admin/v1/deactivate/{user_id}"): {"erase": False},
     ("POST", "/_synapse/admin/v1/reset_password/{user_id}"): {"new_password": "p", "logout_devices": True},
+    ("POST", "/_synapse/admin/v2/users/{user_id}/devices"): {"device_id": "D", "display_name": "d"},
+    ("PUT", "/_synapse/admin/v2/users/{user_id}/devices/{device_id}"): {"display_name": "d"},
+    ("POST", "/_synapse/admin/v2/users/{user_id}/delete_devices"): {"devices": ["D"]},
+    ("PUT", "/_synapse/admin/v1/users/{user_id}/admin"): {"admin": True},
+    ("PUT", "/_synapse/admin/v1/suspend/{user_id}"): {"suspend": False},
+    ("PUT", "/_synapse/admin/v1/rooms/{room_id}/block"): {"block": False},
+    ("POST", "/_synapse/admin/v1/rooms/{room_id}/make_room_admin"): {"user_id": "@nobody:arbor.test"},
+    ("POST", "/_synapse/admin/v1/join/{room_id_or_alias}"): {"user_id": "@nobody:arbor.test"},
+    ("POST", "/_synapse/admin/v1/purge_history/{room_id}"): {
+        "delete_local_events": False, "purge_up_to_event_id": "$nothing", "purge_up_to_ts": 1,
+    },
+    ("POST", "/_synapse/admin/v1/purge_history/{room_id}/{event_id}"): {"delete_local_events": False},
+    ("DELETE", "/_synapse/admin/v1/rooms/{room_id}"): {
+        "new_room_user_id": "@nobody:arbor.test", "room_name": "n", "message": "m", "block": False,
+        "purge": True, "force_purge": False,
+    },
+    ("DELETE", "/_synapse/admin/v2/rooms/{room_id}"): {
+        "new_room_user_id": "@nobody:arbor.test", "room_name": "n", "message": "m", "block": False,
+        "purge": True, "force_purge": False,
+    },
     ("PUT", "/_matrix/client/v1/admin/lock/{user_id}"): {"locked": False},
     ("PUT", "/_matrix/client/v1/admin/suspend/{user_id}"): {"suspended": False},
     ("POST", f"{V3}/login"): {

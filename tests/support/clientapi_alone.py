@@ -60,6 +60,7 @@ class LoneClientApi(ClientApi):
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._rooms.profile_updates.run())
+            group.create_task(self._rooms.tasks.run())
             await asyncio.Event().wait()
 
 

@@ -551,16 +551,20 @@ class RoomPurged(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BEFORE_EVENT_ID_FIELD_NUMBER: _builtins.int
+    LOCAL_EVENTS_KEPT_FIELD_NUMBER: _builtins.int
     before_event_id: _builtins.str
     """Gone is what stood before this event. Empty: the whole room."""
+    local_events_kept: _builtins.bool
+    """Of history, local users' events stay."""
     def __init__(
         self,
         *,
         before_event_id: _builtins.str = ...,
+        local_events_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_event_id", b"before_event_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_event_id", b"before_event_id", "local_events_kept", b"local_events_kept"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ KEYS = """
     display_name displayname avatar_url room_id alias alt_aliases membership users events redacts new_version
     additional_creators limit since filter typing timeout thread_id m.fully_read m.read actions conditions
     deactivated locked suspended token uses_allowed expiry_time length new_password score
+    block purge message room_name suspend devices purge_up_to_ts purge_up_to_event_id delete_local_events
     pattern enabled app_id pushkey kind data lang order tags nonce mac admin room presence account_data
 """.split()  # noqa: SIM905 - a list of words reads better so
 
@@ -51,7 +52,8 @@ async def send_odd_things(world: World) -> None:
     for route in router.routes:
         if any(route.pattern.endswith(end) for end in ended):
             continue
-        for odd_path in (False, True):
+        deletes = route.method == "DELETE" and route.pattern.endswith("/rooms/{room_id}")
+        for odd_path in (True,) if deletes else (False, True):
             path = route.pattern
             for name in route.param_names:
                 value = "\U0001f600 %/\0" if odd_path else fine.get(name, "x")
