@@ -84,7 +84,7 @@ class ClientApi:
         self._edge = edge = Edge(config, sessions)
         registration = Registration(config, db, passwords, sessions, teller, clock)
         logins = PasswordLogins(config, db, passwords, clock)
-        uia = UserInteractiveAuth(db, clock)
+        uia = UserInteractiveAuth(config, db, clock)
         account_data = AccountDataStore(db, teller)
         self._queries = queries = RoomQueries()
         self._writer = writer = InputWriter(queries, self._spawn)

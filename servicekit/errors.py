@@ -87,6 +87,11 @@ def missing_param(message: str) -> MatrixError:
     return MatrixError("M_MISSING_PARAM", 400, message)
 
 
+def too_much(message: str) -> MatrixError:
+    """Return the answer to somebody who has as much of something as one may have."""
+    return MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, message)
+
+
 def limit_exceeded(retry_after_ms: int) -> MatrixError:
     """Return the answer to requests that come too fast."""
     return MatrixError("M_LIMIT_EXCEEDED", 429, "Too many requests", retry_after_ms)

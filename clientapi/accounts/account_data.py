@@ -9,11 +9,12 @@ from sqlalchemy import Connection
 from clientapi.accounts.tell import Teller, account_data_changed
 from clientapi.storage import settings
 from servicekit.database import Database
-from servicekit.errors import MatrixError, invalid_param
+from servicekit.errors import MatrixError, invalid_param, too_much
 
 MAX_CONTENT_BYTES: Final = 65_536
 MAX_TYPE_BYTES: Final = 255
 MAX_ENTRIES: Final = 10_000
+MAX_TOTAL_BYTES: Final = 16 * 1024 * 1024
 
 
 class AccountDataStore:
@@ -23,21 +24,33 @@ class AccountDataStore:
         self.db = db
         self._teller = teller
 
-    def store(self, conn: Connection, user_id: str, room_id: str, type_: str, content_json: bytes) -> None:
+    def store(
+        self,
+        conn: Connection,
+        user_id: str,
+        room_id: str,
+        type_: str,
+        content_json: bytes,
+        *,
+        max_bytes: int = MAX_CONTENT_BYTES,
+    ) -> None:
         """Set account data; an empty room id means global.
 
         Raises:
-            MatrixError: it is too large (M_TOO_LARGE), or the user has too many entries.
+            MatrixError: it is too large (M_TOO_LARGE), or the user has too much of it.
         """
-        if len(content_json) > MAX_CONTENT_BYTES:
-            raise MatrixError("M_TOO_LARGE", 413, f"Account data holds at most {MAX_CONTENT_BYTES} bytes")
+        if len(content_json) > max_bytes:
+            raise MatrixError("M_TOO_LARGE", 413, f"This account data holds at most {max_bytes} bytes")
         if len(type_.encode()) > MAX_TYPE_BYTES or "\0" in type_:
             raise invalid_param(f"A type has at most {MAX_TYPE_BYTES} bytes")
-        if (
-            settings.load_account_data(conn, user_id, room_id, type_) is None
-            and settings.count_account_data(conn, user_id) >= MAX_ENTRIES
-        ):
-            raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_ENTRIES} entries")
+        old = settings.load_account_data(conn, user_id, room_id, type_)
+        grows_by = len(content_json) - len(old or b"")
+        if old is None or grows_by > 0:
+            count, size_bytes = settings.measure_account_data(conn, user_id)
+            if old is None and count >= MAX_ENTRIES:
+                raise too_much(f"A user has at most {MAX_ENTRIES} entries of account data")
+            if size_bytes + grows_by > MAX_TOTAL_BYTES:
+                raise too_much(f"A user's account data has at most {MAX_TOTAL_BYTES} bytes together")
         settings.store_account_data(conn, user_id, room_id, type_, content_json)
         self._teller.tell_user(
             conn, "user.account_data", user_id, [account_data_changed(room_id, type_, content_json)]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from matrixlib.push_rules import default_ruleset
-from servicekit.errors import MatrixError, bad_json, invalid_param, not_found
+from servicekit.errors import MatrixError, bad_json, invalid_param, not_found, too_much
 
 KINDS: Final = ("override", "content", "room", "sender", "underride")
 MAX_RULES: Final = 10_000
@@ -90,7 +90,7 @@ def put_rule(
             return
         del rules[old]
     elif sum(len(known) for known in ruleset.values()) >= MAX_RULES:
-        raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_RULES} rules")
+        raise too_much(f"A user has at most {MAX_RULES} rules")
     if before is not None:
         rules.insert(_place(rules, before), rule)
     elif after is not None:

@@ -28,6 +28,10 @@ from servicekit.errors import MatrixError, missing_token, unknown_token
 MAX_CACHED_TOKENS: Final = 100_000
 MAX_DEVICE_ID_CHARS: Final = 255
 MAX_DISPLAY_NAME_CHARS: Final = 255
+# More of one user have ended when another logs in: those unseen for longest.
+MAX_DEVICES: Final = 1000
+# Of one login; older ones are forgotten, and then as unknown as any.
+MAX_KEPT_REFRESH_TOKENS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +261,7 @@ class Sessions:
             conn, pair.refresh_hash, row.user_id, row.device_id, row.family, now, pair.refresh_expires_ms
         )
         tokens.store_refresh_successor(conn, row.token_hash, pair.access_hash, pair.refresh_hash)
+        tokens.delete_oldest_refresh_tokens(conn, row.family, MAX_KEPT_REFRESH_TOKENS)
         return row
 
     def _new_pair(self, refreshable: bool) -> _Pair:
@@ -325,6 +330,10 @@ class PreparedLogin:
         now = self.sessions._clock()
         pair = self.pair
         is_new = users.store_device(conn, self.user_id, self.device_id, display_name, now)
+        if is_new:
+            superfluous = users.load_longest_unseen(conn, self.user_id, MAX_DEVICES)
+            if superfluous:
+                self.sessions.end_devices(conn, self.user_id, superfluous)
         tokens.delete_device_tokens(conn, self.user_id, self.device_id)
         tokens.store_access_token(
             conn, pair.access_hash, self.user_id, self.device_id, now, pair.expires_ms, self.family

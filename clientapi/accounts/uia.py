@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from clientapi.clock import Clock
 from clientapi.storage import tokens
+from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.errors import MatrixError, invalid_param
+from servicekit.http import RateLimiter
 
 SESSION_LIFETIME_MS: Final = 15 * 60 * 1000
 
@@ -50,7 +52,8 @@ class UiaChallenge(Exception):
 class UserInteractiveAuth:
     """Runs sessions."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    def __init__(self, config: Config, db: Database, clock: Clock) -> None:
+        self._asking = RateLimiter.of(config.rate_limits, "asking")
         self._db = db
         self._clock = clock
 
@@ -74,8 +77,11 @@ class UserInteractiveAuth:
 
         Raises:
             UiaChallenge: stages are missing, or one failed.
-            MatrixError: the session is of another operation or user, unknown, or `auth` is malformed.
+            MatrixError: the session is of another operation or user, unknown, or `auth` is malformed;
+                M_LIMIT_EXCEEDED. Who is not logged in is counted by the caller, who knows the address.
         """
+        if user_id:
+            self._asking.check(user_id)
         if auth is None:
             raise UiaChallenge(self._body(await self._begin(operation, user_id), flows, params, ()))
         if not isinstance(auth, dict):

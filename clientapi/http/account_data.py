@@ -9,7 +9,7 @@ from clientapi.accounts import push_rules
 from clientapi.accounts.account_data import MAX_TYPE_BYTES, AccountDataStore
 from clientapi.http.edge import EMPTY, Edge, check_room_id
 from clientapi.storage import settings
-from servicekit.errors import MatrixError, bad_json, invalid_param, not_found
+from servicekit.errors import MatrixError, bad_json, invalid_param, not_found, too_much
 from servicekit.http import Request, Response, Router, json_response
 
 MAX_TAGS = 100
@@ -47,7 +47,7 @@ class AccountDataEndpoints:
         return await self._put(request, check_room_id(request.path_params["room_id"]))
 
     async def _put(self, request: Request, room_id: str) -> Response:
-        session = await self._edge.authenticate_as(request)
+        session = await self._edge.authenticate_setting_as(request)
         type_ = request.path_params["type"]
         if type_ in SERVER_MANAGED:
             raise MatrixError("M_BAD_JSON", 405, f"{type_} is set through an endpoint of its own")
@@ -86,7 +86,7 @@ class AccountDataEndpoints:
 
     async def put_tag(self, request: Request) -> Response:
         """Tag a room."""
-        session = await self._edge.authenticate_as(request)
+        session = await self._edge.authenticate_setting_as(request)
         room_id = check_room_id(request.path_params["room_id"])
         tag = request.path_params["tag"]
         if len(tag.encode()) > MAX_TYPE_BYTES:
@@ -101,7 +101,7 @@ class AccountDataEndpoints:
         def add(content: dict[str, Any]) -> dict[str, Any]:
             tags = _tags_of(content)
             if tag not in tags and len(tags) >= MAX_TAGS:
-                raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A room has at most {MAX_TAGS} tags")
+                raise too_much(f"A room has at most {MAX_TAGS} tags")
             return {**content, "tags": {**tags, tag: info}}
 
         await self._db.write(self._store.change, session.user_id, room_id, "m.tag", add)
@@ -109,7 +109,7 @@ class AccountDataEndpoints:
 
     async def delete_tag(self, request: Request) -> Response:
         """Take a tag off a room."""
-        session = await self._edge.authenticate_as(request)
+        session = await self._edge.authenticate_setting_as(request)
         room_id = check_room_id(request.path_params["room_id"])
         tag = request.path_params["tag"]
 

@@ -68,7 +68,7 @@ class DeviceEndpoints:
 
     async def rename(self, request: Request) -> Response:
         """Give a device a name."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         body = await read_body(request, DeviceBody)
         check_device(None, body.display_name)
         await self._db.write(

@@ -81,6 +81,7 @@ class DirectoryEndpoints:
     async def make(self, request: Request) -> Response:
         """Let an alias point to a room."""
         session = await self._edge.authenticate_writer(request)
+        self._edge.settings.check(session.user_id)
         alias = check_alias(request.path_params["room_alias"])
         body = await read_body(request, AliasBody)
         room_id = check_room_id(body.room_id)
@@ -90,6 +91,7 @@ class DirectoryEndpoints:
     async def delete(self, request: Request) -> Response:
         """Delete an alias."""
         session = await self._edge.authenticate_writer(request)
+        self._edge.settings.check(session.user_id)
         alias = check_alias(request.path_params["room_alias"])
         await self._rooms.aliases.delete(alias, session.user_id, admin=session.admin)
         return EMPTY
@@ -112,6 +114,7 @@ class DirectoryEndpoints:
     async def put_visibility(self, request: Request) -> Response:
         """Put a room into the directory or take it out."""
         session = await self._edge.authenticate_writer(request)
+        self._edge.settings.check(session.user_id)
         room_id = room_id_of(request)
         body = await read_body(request, VisibilityBody, allow_empty=True)
         if body.visibility not in ("public", "private"):

@@ -40,6 +40,10 @@ class Edge:
         self.joins = RateLimiter.of(limits, "join")
         self.invites = RateLimiter.of(limits, "invite")
         self.profiles = RateLimiter.of(limits, "profile")
+        self.searches = RateLimiter.of(limits, "search")
+        self.asking = RateLimiter.of(limits, "asking")
+        self.settings = RateLimiter.of(limits, "settings")
+        self.ephemeral = RateLimiter.of(limits, "ephemeral")
 
     async def authenticate(self, request: Request) -> Session:
         """Return who asks.
@@ -109,6 +113,18 @@ class Edge:
         session = await self.authenticate(request)
         if request.path_params["user_id"] != session.user_id:
             raise forbidden("This belongs to another user")
+        return session
+
+    async def authenticate_setting(self, request: Request) -> Session:
+        """Return who changes settings of their own, which is counted. Raises as `authenticate`; M_LIMIT_EXCEEDED."""
+        session = await self.authenticate(request)
+        self.settings.check(session.user_id)
+        return session
+
+    async def authenticate_setting_as(self, request: Request) -> Session:
+        """Do as `authenticate_setting`; the path names the user. Raises as `authenticate_as` too."""
+        session = await self.authenticate_as(request)
+        self.settings.check(session.user_id)
         return session
 
 

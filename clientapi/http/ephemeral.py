@@ -51,6 +51,7 @@ class EphemeralEndpoints:
     async def put_typing(self, request: Request) -> Response:
         """Say whether one types."""
         session = await self._edge.authenticate_as(request)
+        self._edge.ephemeral.check(session.user_id)
         room_id = room_id_of(request)
         body = await read_body(request, TypingBody)
         timeout_ms = DEFAULT_TYPING_MS if body.timeout is None else body.timeout
@@ -75,6 +76,7 @@ class EphemeralEndpoints:
     async def post_receipt(self, request: Request) -> Response:
         """Say up to where one has read."""
         session = await self._edge.authenticate(request)
+        self._edge.ephemeral.check(session.user_id)
         room_id = room_id_of(request)
         kind = request.path_params["receipt_type"]
         if kind not in RECEIPT_TYPES:
@@ -90,6 +92,7 @@ class EphemeralEndpoints:
     async def post_read_markers(self, request: Request) -> Response:
         """Set the read marker and receipts at once."""
         session = await self._edge.authenticate(request)
+        self._edge.ephemeral.check(session.user_id)
         room_id = room_id_of(request)
         body = await request.json()
         marks = {kind: check_event_id(body[kind]) for kind in RECEIPT_TYPES if body.get(kind) is not None}

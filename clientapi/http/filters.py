@@ -8,11 +8,12 @@ from clientapi.http.edge import Edge
 from clientapi.storage import settings
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical
 from servicekit.database import Database
-from servicekit.errors import MatrixError, bad_json, not_found
+from servicekit.errors import MatrixError, bad_json, not_found, too_much
 from servicekit.http import Request, Response, Router, json_response
 
 MAX_FILTER_BYTES = 65_536
 MAX_FILTERS = 1000
+MAX_TOTAL_BYTES = 4 * 1024 * 1024
 
 _LISTS_OF_STRINGS = {"types", "not_types", "senders", "not_senders", "rooms", "not_rooms", "event_fields"}
 _BOOLEANS = {
@@ -40,7 +41,7 @@ class FilterEndpoints:
 
     async def store(self, request: Request) -> Response:
         """Store a filter and say its id."""
-        session = await self._edge.authenticate_as(request)
+        session = await self._edge.authenticate_setting_as(request)
         content = await request.json()
         check_filter(content)
         try:
@@ -51,9 +52,9 @@ class FilterEndpoints:
             raise MatrixError("M_TOO_LARGE", 413, "The filter is too large")
         filter_id = filter_id_of(filter_json)
         if not await self._db.write(
-            settings.store_filter, session.user_id, filter_id, filter_json, MAX_FILTERS
+            settings.store_filter, session.user_id, filter_id, filter_json, MAX_FILTERS, MAX_TOTAL_BYTES
         ):
-            raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_FILTERS} filters")
+            raise too_much(f"A user has at most {MAX_FILTERS} filters of {MAX_TOTAL_BYTES} bytes together")
         return json_response({"filter_id": filter_id})
 
     async def get(self, request: Request) -> Response:

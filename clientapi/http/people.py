@@ -53,7 +53,7 @@ class PeopleEndpoints:
         body = await read_body(request, SearchBody)
         if body.limit < 0:
             raise invalid_param("limit must not be negative")
-        self._edge.messages.check(session.user_id)
+        self._edge.searches.check(session.user_id)
         limit = min(body.limit, MAX_RESULTS)
         term = body.search_term.strip()
         if not term or len(term) > MAX_TERM_CHARS or limit == 0:

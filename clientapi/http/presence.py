@@ -44,6 +44,7 @@ class PresenceEndpoints:
     async def put(self, request: Request) -> Response:
         """Say how present one is. Where presence is off it is taken and not told."""
         session = await self._edge.authenticate_as(request)
+        self._edge.ephemeral.check(session.user_id)
         body = await read_body(request, PresenceBody)
         if body.status_msg is not None and len(body.status_msg) > MAX_STATUS_CHARS:
             raise invalid_param(f"status_msg has at most {MAX_STATUS_CHARS} characters")

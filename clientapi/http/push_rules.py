@@ -14,10 +14,12 @@ from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, convert
 from clientapi.storage import settings
-from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param
+from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param, too_much
 from servicekit.http import Request, Response, Router, json_response
 
 PUSH_RULES = "m.push_rules"
+# One message of the log holds it.
+MAX_RULESET_BYTES = 400_000
 MAX_PUSHERS = 100
 MAX_PUSHKEY_BYTES = 512
 MAX_APP_ID_CHARS = 64
@@ -93,7 +95,7 @@ class PushRuleEndpoints:
 
     async def put_rule(self, request: Request) -> Response:
         """Add or replace a rule."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         before, after = request.query.get("before"), request.query.get("after")
         body = await request.json()
@@ -103,13 +105,13 @@ class PushRuleEndpoints:
 
     async def delete_rule(self, request: Request) -> Response:
         """Remove a rule."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         return await self._change(session, lambda ruleset: push_rules.delete_rule(ruleset, kind, rule_id))
 
     async def put_enabled(self, request: Request) -> Response:
         """Switch a rule on or off."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         enabled = (await request.json()).get("enabled")
         if enabled is None:
@@ -122,7 +124,7 @@ class PushRuleEndpoints:
 
     async def put_actions(self, request: Request) -> Response:
         """Change what a rule does."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         kind, rule_id = request.path_params["kind"], request.path_params["rule_id"]
         body = await request.json()
         if "actions" not in body:
@@ -148,7 +150,8 @@ class PushRuleEndpoints:
         stored = settings.load_account_data(conn, user_id, "", PUSH_RULES)
         ruleset = push_rules.load_ruleset(user_id, stored)
         change(ruleset)
-        self._store.store(conn, user_id, "", PUSH_RULES, push_rules.dump_ruleset(ruleset))
+        stored = push_rules.dump_ruleset(ruleset)
+        self._store.store(conn, user_id, "", PUSH_RULES, stored, max_bytes=MAX_RULESET_BYTES)
 
     async def get_pushers(self, request: Request) -> Response:
         """List the user's pushers."""
@@ -158,7 +161,7 @@ class PushRuleEndpoints:
 
     async def set_pusher(self, request: Request) -> Response:
         """Set or delete a pusher."""
-        session = await self._edge.authenticate(request)
+        session = await self._edge.authenticate_setting(request)
         raw = await request.json()
         if "kind" not in raw:
             raise missing_param("Missing kind")
@@ -177,8 +180,8 @@ class PushRuleEndpoints:
     def _store_pusher(
         self, conn: Connection, user_id: str, device_id: str, body: PusherBody, pusher_json: bytes
     ) -> None:
-        if settings.count_pushers(conn, user_id) >= MAX_PUSHERS:
-            raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, f"A user has at most {MAX_PUSHERS} pushers")
+        if settings.count_other_pushers(conn, user_id, body.app_id, body.pushkey) >= MAX_PUSHERS:
+            raise too_much(f"A user has at most {MAX_PUSHERS} pushers")
         settings.store_pusher(
             conn,
             user_id,

@@ -83,8 +83,9 @@ class RegisterEndpoints:
         if body.password is not None:
             registration.check_new_password(body.password)
         auth = raw.get("auth")
+        self._edge.asking.check(request.remote)
         if auth is not None or body.username is not None:
-            # The first, empty question for the flows costs nothing.
+            # The first, empty question for the flows is no registration.
             self._edge.registrations.check(request.remote, take=auth is not None)
         # Bound to no name: clients ask for the flows before anybody has chosen one, and an account that
         # exists is never touched, since its id is taken.
@@ -141,6 +142,7 @@ class RegisterEndpoints:
         username = request.query.get("username")
         if username is None:
             raise missing_param("Missing query parameter username")
+        self._edge.asking.check(request.remote)
         await self._registration.check_available(username)
         return json_response({"available": True})
 
@@ -155,6 +157,7 @@ class RegisterEndpoints:
 
     async def get_nonce(self, request: Request) -> Response:
         """Give a nonce for a shared-secret registration."""
+        self._edge.asking.check(request.remote)
         return json_response({"nonce": await self._registration.new_nonce()})
 
     async def register_with_secret(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, check_event_id, check_user_id, read_body, room_id_of
 from clientapi.storage.reports import Report, count_reports_by, store_report
 from servicekit.database import Database
-from servicekit.errors import MatrixError, invalid_param
+from servicekit.errors import invalid_param, too_much
 from servicekit.http import Request, Response, Router
 
 MAX_REASON_CHARS = 5000
@@ -109,7 +109,7 @@ class ReportEndpoints:
 
         def store(conn: Connection) -> None:
             if count_reports_by(conn, session.user_id) >= MAX_REPORTS:
-                raise MatrixError("M_RESOURCE_LIMIT_EXCEEDED", 403, "You have reported too much")
+                raise too_much("You have reported too much")
             store_report(conn, report)
 
         await self._db.write(store)

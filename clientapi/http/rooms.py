@@ -175,7 +175,9 @@ class RoomEndpoints:
         session = await self._edge.authenticate_writer(request)
         self._edge.room_creations.check(session.user_id)
         body = await read_body(request, CreateRoomBody, allow_empty=True)
-        room_id = await self._rooms.creator.create(self._new_room(session, body))
+        room = self._new_room(session, body)
+        self._edge.invites.check_many(session.user_id, len(room.invitees))
+        room_id = await self._rooms.creator.create(room)
         if body.visibility == "public":
             self._rooms.public_rooms.forget()
         return json_response({"room_id": room_id})

@@ -17,13 +17,15 @@ from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
 from matrixlib.room_versions import RoomVersion
 from servicekit.config import Config
 from servicekit.database import Database
-from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, not_found
+from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, not_found, too_much
 from servicekit.logging import get_logger
 
 log = get_logger("clientapi.rooms")
 
 CANONICAL_ALIAS: Final = ("m.room.canonical_alias", "")
 MAX_NEW_ALIASES: Final = 50
+MAX_ALIASES_OF_USER: Final = 1000
+MAX_ALIASES_OF_ROOM: Final = 200
 
 
 class Aliases:
@@ -49,21 +51,30 @@ class Aliases:
         """Let an alias point to a room that the user is in.
 
         Raises:
-            MatrixError: M_INVALID_PARAM for another server's alias, M_FORBIDDEN, M_UNKNOWN (409) if it is
-            taken.
+            MatrixError: M_INVALID_PARAM for another server's alias, M_FORBIDDEN, M_RESOURCE_LIMIT_EXCEEDED,
+            M_UNKNOWN (409) if it is taken.
         """
         self.check_local(alias)
         if not admin:
             await self._check_joined(room_id, user_id)
+        await self._check_not_too_many(room_id, user_id)
         if not await self._db.write(directory.store_alias, alias, room_id, user_id, self._clock()):
             raise MatrixError("M_UNKNOWN", 409, f"The room alias {alias} is taken")
+
+    async def _check_not_too_many(self, room_id: str, user_id: str) -> None:
+        own, of_room = await self._db.read(directory.count_aliases, user_id, room_id)
+        if own >= MAX_ALIASES_OF_USER:
+            raise too_much(f"A user makes at most {MAX_ALIASES_OF_USER} aliases")
+        if of_room >= MAX_ALIASES_OF_ROOM:
+            raise too_much(f"A room has at most {MAX_ALIASES_OF_ROOM} aliases")
 
     async def reserve(self, alias: str, room_id: str, user_id: str) -> None:
         """Take an alias for a room that is about to be made.
 
         Raises:
-            MatrixError: M_ROOM_IN_USE.
+            MatrixError: M_ROOM_IN_USE, M_RESOURCE_LIMIT_EXCEEDED.
         """
+        await self._check_not_too_many(room_id, user_id)
         if await self._db.write(directory.store_alias, alias, room_id, user_id, self._clock()):
             return
         # A process that died between here and the room's making leaves an alias that points to nothing.

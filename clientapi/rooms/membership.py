@@ -25,6 +25,7 @@ from matrixlib.room_versions import RoomVersion
 from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.errors import MatrixError, forbidden, not_found
+from servicekit.http import RateLimiter
 from servicekit.positions import user_positions
 
 JOIN_RULES: Final = ("m.room.join_rules", "")
@@ -50,6 +51,7 @@ class Memberships:
         self._sender = sender
         self._remote = remote
         self._successors = successors
+        self._remote_joins = RateLimiter.of(config.rate_limits, "join_remote")
         self._remote_invites = RemoteInvites(sender, remote, clock)
         self._clock = clock
 
@@ -114,6 +116,7 @@ class Memberships:
         servers = [*via, *await self._servers_of(room_id)]
         if not servers and not await self._invited_or_knocking(user_id, room_id):
             raise not_found("No server of this room is known")
+        self._remote_joins.check(user_id)
         profile, forgotten = await self._load_joining(user_id, room_id)
         sent = await self._remote.join(user_id, room_id, servers, {**extra, **profile})
         self._happened(user_id, room_id, sent)
@@ -244,6 +247,7 @@ class Memberships:
             servers = [*via, *await self._servers_of(room_id)]
             if not servers or not self._remote.enabled:
                 raise not_found("No server of this room is known")
+            self._remote_joins.check(user_id)
             sent = await self._remote.knock(user_id, room_id, servers, {**extra, **profile})
             self._happened(user_id, room_id, sent)
             return sent

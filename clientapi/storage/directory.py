@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, delete, func, or_, select
 
 from clientapi.storage.tables import aliases, published_rooms
 from clientapi.storage.upsert import insert_or_ignore
@@ -31,6 +31,13 @@ def load_aliases(conn: Connection, names: list[str], room_ids: list[str]) -> lis
         .order_by(aliases.c.alias)
     )
     return [AliasRow(*row) for row in rows]
+
+
+def count_aliases(conn: Connection, creator: str, room_id: str) -> tuple[int, int]:
+    """Return how many aliases a user has made, and how many a room has."""
+    own = select(func.count()).select_from(aliases).where(aliases.c.creator == creator)
+    of_room = select(func.count()).select_from(aliases).where(aliases.c.room_id == room_id)
+    return conn.execute(own).scalar_one(), conn.execute(of_room).scalar_one()
 
 
 def store_alias(conn: Connection, alias: str, room_id: str, creator: str, now_ms: int) -> bool:

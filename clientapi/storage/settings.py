@@ -11,14 +11,18 @@ from servicekit.database.raw import Sql
 _FORGOTTEN = Sql(f"SELECT 1 FROM {forgotten_rooms.name} WHERE user_id = ? AND room_id = ?")  # noqa: S608
 
 
-def store_filter(conn: Connection, user_id: str, filter_id: str, filter_json: bytes, limit: int) -> bool:
+def store_filter(
+    conn: Connection, user_id: str, filter_id: str, filter_json: bytes, limit: int, limit_bytes: int
+) -> bool:
     """Store a filter under an id made of its content; False if the user has too many."""
     if load_filter(conn, user_id, filter_id) is not None:
         return True
-    count = conn.execute(
-        select(func.count()).select_from(filters).where(filters.c.user_id == user_id)
-    ).scalar_one()
-    if count >= limit:
+    count, size_bytes = conn.execute(
+        select(func.count(), func.coalesce(func.sum(func.length(filters.c.filter_json)), 0)).where(
+            filters.c.user_id == user_id
+        )
+    ).one()
+    if count >= limit or size_bytes + len(filter_json) > limit_bytes:
         return False
     insert_or_ignore(conn, filters, {"user_id": user_id, "filter_id": filter_id, "filter_json": filter_json})
     return True
@@ -40,11 +44,14 @@ def load_account_data(conn: Connection, user_id: str, room_id: str, type_: str) 
     ).scalar()
 
 
-def count_account_data(conn: Connection, user_id: str) -> int:
-    """Return how many entries a user has."""
-    return conn.execute(
-        select(func.count()).select_from(account_data).where(account_data.c.user_id == user_id)
-    ).scalar_one()
+def measure_account_data(conn: Connection, user_id: str) -> tuple[int, int]:
+    """Return how many entries a user has, and how many bytes they are together."""
+    row = conn.execute(
+        select(func.count(), func.coalesce(func.sum(func.length(account_data.c.content_json)), 0)).where(
+            account_data.c.user_id == user_id
+        )
+    ).one()
+    return row[0], int(row[1])
 
 
 def store_account_data(conn: Connection, user_id: str, room_id: str, type_: str, content_json: bytes) -> None:
@@ -146,10 +153,11 @@ def store_pusher(
     )
 
 
-def count_pushers(conn: Connection, user_id: str) -> int:
-    """Return how many pushers a user has."""
+def count_other_pushers(conn: Connection, user_id: str, app_id: str, pushkey: str) -> int:
+    """Return how many pushers a user has beside this one."""
+    this = (pushers.c.app_id == app_id) & (pushers.c.pushkey == pushkey)
     return conn.execute(
-        select(func.count()).select_from(pushers).where(pushers.c.user_id == user_id)
+        select(func.count()).select_from(pushers).where(pushers.c.user_id == user_id, ~this)
     ).scalar_one()
 
 

@@ -195,6 +195,7 @@ aliases = Table(
     Column("creator", Text, nullable=False, comment="the user who made it"),
     Column("created_ms", BigInteger, nullable=False),
     Index("ix_aliases_room", "room_id"),
+    Index("ix_aliases_creator", "creator"),
 )
 
 published_rooms = Table(

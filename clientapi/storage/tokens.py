@@ -159,6 +159,17 @@ def store_refresh_successor(
     )
 
 
+def delete_oldest_refresh_tokens(conn: Connection, family: str, keep: int) -> None:
+    """Forget all but the newest refresh tokens that came of one login."""
+    oldest = (
+        select(refresh_tokens.c.token_hash)
+        .where(refresh_tokens.c.family == family)
+        .order_by(refresh_tokens.c.created_ms.desc())
+        .offset(keep)
+    )
+    conn.execute(delete(refresh_tokens).where(refresh_tokens.c.token_hash.in_(oldest)))
+
+
 def was_successor_used(conn: Connection, row: RefreshRow) -> bool:
     """Say whether one of the two tokens that a refresh token was turned into has been used since."""
     access = conn.execute(

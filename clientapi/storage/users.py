@@ -138,6 +138,19 @@ def load_devices(conn: Connection, user_ids: list[str]) -> list[Device]:
     return [Device(*row) for row in rows]
 
 
+def load_longest_unseen(conn: Connection, user_id: str, keep: int) -> list[str]:
+    """Return the devices of a user beyond the `keep` that were seen, or made, last."""
+    seen = func.coalesce(devices.c.last_seen_ms, devices.c.created_ms)
+    return list(
+        conn.execute(
+            select(devices.c.device_id)
+            .where(devices.c.user_id == user_id)
+            .order_by(seen.desc(), devices.c.created_ms.desc(), devices.c.device_id)
+            .offset(keep)
+        ).scalars()
+    )
+
+
 def count_devices(conn: Connection, user_ids: list[str]) -> int:
     """Return how many devices users have together."""
     return conn.execute(

@@ -221,6 +221,17 @@ class RateLimits(Section, frozen=True, kw_only=True):
     token_check: Annotated[RateLimit, doc("registration token checks, an address")] = RateLimit(
         per_second=0.1, burst=5
     )
+    asking: Annotated[
+        RateLimit,
+        doc("asking for a registration's flows, nonces and free names, an address; proving oneself, a user"),
+    ] = RateLimit(per_second=2, burst=30)
+    settings: Annotated[
+        RateLimit,
+        doc("changing account data, tags, push rules, filters, pushers, devices and aliases, a user"),
+    ] = RateLimit(per_second=10, burst=100)
+    ephemeral: Annotated[RateLimit, doc("typing, receipts and presence, a user")] = RateLimit(
+        per_second=10, burst=50
+    )
     room_create: Annotated[RateLimit, doc("creating rooms, a user")] = RateLimit(per_second=0.5, burst=10)
     join: Annotated[RateLimit, doc("joining rooms of this server, a user")] = RateLimit(
         per_second=1, burst=20

@@ -59,6 +59,11 @@ class RateLimiter:
                 self._buckets.popitem(last=False)
         return 0
 
+    def check_many(self, key: str, count: int) -> None:
+        """Do as `check` for several actions at once; never more than a full bucket is asked for. Raises as it."""
+        if count > 0:
+            self.check(key, cost=min(float(count), self._burst))
+
     def check(self, key: str, *, cost: float = 1.0, take: bool = True) -> None:
         """Do as `wait_ms` does.
 

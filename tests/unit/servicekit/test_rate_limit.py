@@ -65,3 +65,15 @@ def test_a_flood_of_keys_costs_bounded_memory(monkeypatch: pytest.MonkeyPatch) -
 def test_turned_off_it_lets_everything_through() -> None:
     limiter = RateLimiter.of(RateLimits(enabled=False), "login")
     assert all(limiter.wait_ms("a") == 0 for _ in range(1000))
+
+
+def test_several_at_once_ask_for_no_more_than_a_whole_bucket() -> None:
+    clock = Clock()
+    limiter = RateLimiter(RateLimit(per_second=1, burst=5), clock=clock)
+    limiter.check_many("a", 0)
+    limiter.check_many("a", 100)
+    with pytest.raises(MatrixError) as caught:
+        limiter.check_many("a", 3)
+    assert caught.value.retry_after_ms == 3001
+    clock.now += 3.001
+    limiter.check_many("a", 3)
