@@ -4,9 +4,16 @@ Each route is asked for with a suffix, doubled and encoded slashes, `;x`, dots, 
 end. None of these may reach a handler under another name, and none may get round the check of the token.
 """
 
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
 import pytest
 
+from clientapi.service import create as create_clientapi
+from servicekit.config import load_config
 from servicekit.http import Request, Response, Router, json_response
+from syncapi.service import create as create_syncapi
 from tests.support.http_listener import listening, raw_request
 
 ROUTES = {
@@ -83,6 +90,31 @@ async def test_no_spelling_gets_round_the_token(router: Router, pattern: str) ->
     async with listening(router) as port:
         for variant in [path, *variants(path)]:
             assert (await raw_request(port, "GET", variant)).status in (400, 401, 404), variant
+
+
+async def test_every_route_that_is_served_is_matched_byte_for_byte(tmp_path: Path) -> None:
+    """All routes of the services: whatever way a path is spelled, what answers it has just these segments."""
+    config = load_config(None, {}, {"server_name": "arbor.test", "data_dir": str(tmp_path)})
+    served = Router()
+    for create in (create_clientapi, create_syncapi):
+        create(config).routes(served)
+    assert len(served.routes) > 150
+    for route in served.routes:
+        path = re.sub(r"\{[^}]*\}", "x", route.pattern)
+        assert served.match(route.method, path)[0] is route, route.pattern
+        for variant in variants(path):
+            found, params, _ = served.match(route.method, variant)
+            if found is None:
+                continue
+            fits = any(
+                len(pattern.split("/")) == len(variant.split("/"))
+                and all(
+                    part == given or (part.startswith("{") and unquote(given) in params.values())
+                    for part, given in zip(pattern.split("/"), variant.split("/"), strict=True)
+                )
+                for pattern in (found.pattern, *found.aliases)
+            )
+            assert fits, (found.pattern, variant)
 
 
 async def test_an_encoded_slash_stays_inside_its_parameter(router: Router) -> None:

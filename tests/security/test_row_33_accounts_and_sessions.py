@@ -198,3 +198,73 @@ async def test_wrong_passwords_are_counted_per_account(tmp_path: Path) -> None:
         assert (status, answer["errcode"]) == (429, "M_LIMIT_EXCEEDED")
         assert answer["retry_after_ms"] > 0
         await client.ok("POST", "/login", login_body("bob"))
+
+
+@pytest.mark.parametrize(
+    ("state", "refused"),
+    [
+        ("deactivated", {"M_USER_DEACTIVATED", "M_UNKNOWN_TOKEN", "M_FORBIDDEN"}),
+        ("locked", {"M_USER_LOCKED", "M_UNKNOWN_TOKEN"}),
+        ("suspended", None),
+    ],
+)
+async def test_every_way_in_by_the_state_of_the_account(
+    world: World, state: str, refused: set[str] | None
+) -> None:
+    """By password in each form, by login token, by refresh token, by the token one has."""
+    alice = await world.user("alice")
+    nobody = world.client()
+    pair = await nobody.ok("POST", "/login", login_body("alice", refresh_token=True))
+    path = "/_matrix/client/v1/login/get_token"
+    session = await challenge(alice, "POST", path, {})
+    by_token = (await alice.ok("POST", path, {"auth": proof("alice", session)}))["login_token"]
+    if state == "deactivated":
+        await alice.ok("POST", "/account/deactivate", {"auth": proof("alice")})
+    else:
+        await world.service._db.write(
+            lambda conn: conn.execute(
+                update(users).where(users.c.user_id == alice.user_id).values({state: True})
+            )
+        )
+        world.service._sessions.forget_user(alice.user_id)
+    ways: list[tuple[Client, str, str, Any]] = [
+        (nobody, "POST", "/login", login_body("alice")),
+        (nobody, "POST", "/login", login_body("ALICE")),
+        (nobody, "POST", "/login", login_body(alice.user_id)),
+        (nobody, "POST", "/login", {"type": "m.login.password", "user": "alice", "password": PASSWORD}),
+        (nobody, "POST", "/login", {"type": "m.login.token", "token": by_token}),
+        (nobody, "POST", "/refresh", {"refresh_token": pair["refresh_token"]}),
+        (alice, "GET", "/account/whoami", None),
+    ]
+    for client, method, way, body in ways:
+        status, answer = await client(method, way, body)
+        if refused is None:
+            assert status == 200, (way, body, answer)
+        else:
+            assert status in (401, 403), (way, body, answer)
+            assert answer["errcode"] in refused
+
+
+async def test_a_session_of_registration_makes_one_account(world: World) -> None:
+    client = world.client()
+    session = await challenge(client, "POST", "/register", {})
+    auth = {"type": "m.login.dummy", "session": session}
+    await client.ok("POST", "/register", {"username": "one", "password": PASSWORD, "auth": auth})
+    status, _ = await client("POST", "/register", {"username": "two", "password": PASSWORD, "auth": auth})
+    assert status in (400, 401)
+    assert await client.ok("GET", "/register/available", username="two") == {"available": True}
+
+
+async def test_rows_of_user_interactive_auth_hold_no_secret(world: World) -> None:
+    alice = await world.user("alice")
+    secret = "a secret that is new"
+    await alice("POST", "/account/password", {"new_password": secret})
+    wrong = {"auth": proof("alice", password="a guess"), "new_password": secret}
+    await alice("POST", "/account/password", wrong)
+    await world.client()("POST", "/register", {"username": "new", "password": secret})
+    rows = await world.service._db.read(
+        lambda conn: [tuple(row) for row in conn.exec_driver_sql("SELECT * FROM uia_sessions")]
+    )
+    assert len(rows) >= 3
+    for value in (secret, "a guess", PASSWORD, str(alice.token)):
+        assert value not in str(rows)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,6 +14,7 @@ from tests.support.matrix_client import ClientError, MatrixClient, segment
 
 PASSWORD = "a-password-like-no-other"
 NEW_PASSWORD = "another-one-like-no-other"
+RESET_PASSWORD = "a-third-one-like-no-other"
 BODY = "words-that-only-the-room-may-read"
 REASON = "a-reason-like-no-other"
 
@@ -66,6 +68,15 @@ async def conversation(server: ArborServer, session: aiohttp.ClientSession) -> l
     except ClientError as challenge:
         auth["session"] = challenge.body["session"]
         await again.post("/account/password", {"new_password": NEW_PASSWORD, "auth": auth})
+    openid = await again.post(f"/user/{segment(again.user_id)}/openid/request_token", {})
+    login_token = await with_proof(again, "/_matrix/client/v1/login/get_token", NEW_PASSWORD)
+    root = await server.register(session, "root", PASSWORD, admin=True)
+    admin_path = f"/_synapse/admin/v1/reset_password/{segment(alice.user_id)}"
+    await root.request("POST", admin_path, {"new_password": RESET_PASSWORD, "logout_devices": False})
+    with pytest.raises(ClientError):
+        await root.post(
+            "/register", {"username": "x", "guest_access_token": again.access_token, "password": PASSWORD}
+        )
     await again.post("/logout")
     with pytest.raises(ClientError):
         await again.get("/account/whoami")
@@ -79,7 +90,21 @@ async def conversation(server: ArborServer, session: aiohttp.ClientSession) -> l
         again.access_token,
         refreshed["access_token"],
         refreshed["refresh_token"],
+        RESET_PASSWORD,
+        root.access_token,
+        openid["access_token"],
+        login_token["login_token"],
     ]
+
+
+async def with_proof(client: MatrixClient, path: str, password: str) -> Any:
+    """Ask for what wants a proof by password."""
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": client.user_id},
+        "password": password,
+    }
+    return await client.request("POST", path, {"auth": auth})
 
 
 async def test_nothing_secret_is_written(talkative: ArborServer, session: aiohttp.ClientSession) -> None:
