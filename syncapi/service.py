@@ -18,6 +18,7 @@ from servicekit.log.reader import LogReader
 from servicekit.log.subjects import LIVE, OUTPUT, presence_subject
 from servicekit.logging import get_logger
 from servicekit.positions import user_positions
+from servicekit.service.sockets import is_only_edge
 from syncapi.applied import Applied
 from syncapi.auth import TokenCache
 from syncapi.consumer import Applier
@@ -75,6 +76,8 @@ class SyncApi:
         self._follower: Follower[Applied] | None = None
         self._reload = asyncio.Event()
         self._epoch = ""
+        # The end of OUTPUT when this process began: what others may have acknowledged before.
+        self._written_before: int | None = None
         self._accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
         self._rooms: Any = query_pb2_grpc.QueryServiceStub(channel_to(config, "roomserver"))
         self._tokens = TokenCache(self._accounts, now_ms)
@@ -100,7 +103,7 @@ class SyncApi:
             self._accounts,
             self._presence,
             remote,
-            RoomPositions(self._rooms, reads.wait_for_sequence),
+            RoomPositions(self._rooms, reads.wait_for_sequence, self._is_only_edge, user_positions.last),
         )
 
     def routes(self, router: Router) -> None:
@@ -134,6 +137,8 @@ class SyncApi:
         self._connection = await LogConnection.connect(self._config, self.name)
         await self._connection.wait_for_streams()
         self._epoch = self._connection.epoch(OUTPUT)
+        output = await self._connection.load_stream(OUTPUT)
+        self._written_before = None if output is None else output.last_sequence
         self._follower = self._make_follower(self._connection)
         self._window.load(await self._database.read(load_snapshot))
 
@@ -209,6 +214,10 @@ class SyncApi:
         assert self._connection is not None
         subject = presence_subject(user_id, self._connection.partitions)
         await self._connection.publish(subject, message, timeout_s=2.0)
+
+    def _is_only_edge(self) -> bool:
+        before = self._written_before
+        return before is not None and self._window.sequence >= before and is_only_edge(self._config)
 
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 from servicekit.config.schema import Config
+from servicekit.grpc.in_process import registry
 
 SOCKET_SUFFIX = ".http"
 
@@ -22,3 +23,17 @@ def bind_process_socket(config: Config, process: str) -> socket.socket:
 def process_sockets(directory: Path) -> list[Path]:
     """Return the processes' sockets in a directory, those of dead ones too."""
     return sorted(directory.glob(f"*{SOCKET_SUFFIX}.sock"))
+
+
+def is_only_edge(config: Config) -> bool:
+    """Say whether no client can write but through this process.
+
+    With the embedded nats-server all processes are of this machine and of one run directory, and each has its
+    socket there before it serves anybody: a clientapi in this process is the only one unless another, started
+    alone, has left its socket (also one that was killed, until it is removed).
+    """
+    return (
+        config.nats.embedded
+        and registry.serves("clientapi")
+        and not config.socket_path(f"clientapi{SOCKET_SUFFIX}").exists()
+    )

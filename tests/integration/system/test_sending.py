@@ -207,6 +207,10 @@ async def test_through_two_edges_and_restarts(
                 await follower.catch_up(last)
                 assert await alice.get(f"{room}/state/org.example") == {"n": number}
     assert not follower.repeated()
+    # A read of one room at the first edge waits for what the second has acknowledged.
+    for number in range(10):
+        event_id = await there.send(room_id, f"read at once {number}")
+        assert (await alice.messages(room_id, limit=1))["chunk"][0]["event_id"] == event_id
     # The same transaction at both edges at once is one event.
     for number in range(5):
         ids = await asyncio.gather(
@@ -224,7 +228,7 @@ async def test_through_two_edges_and_restarts(
             assert await persistently(alice, room_id, known) == event_id
             assert await persistently(there, room_id, known) == event_id
     texts = await texts_of(alice, room_id)
-    assert len(texts) == len(set(texts)) == 12 + 5 + 3
+    assert len(texts) == len(set(texts)) == 12 + 10 + 5 + 3
 
 
 async def persistently(client: MatrixClient, room_id: str, txn_id: str) -> str:
