@@ -22,6 +22,8 @@ UNSTABLE_FEATURES = {
     "org.matrix.msc3771": True,
     "org.matrix.msc3773": True,
     "org.matrix.msc3916.stable": True,
+    "org.matrix.msc3981": True,
+    "org.matrix.msc4380.stable": True,
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
     "uk.tcpip.msc4133": True,
@@ -75,6 +77,7 @@ class ServerInfoEndpoints:
             "m.profile_fields": {"enabled": True},
             "m.3pid_changes": {"enabled": False},
             "m.get_login_token": {"enabled": config.passwords.enabled},
+            "m.forget_forced_upon_leave": {"enabled": False},
         }
         if session.admin:
             capabilities["m.account_moderation"] = {"lock": True, "suspend": True}

@@ -1,8 +1,9 @@
-"""`GET /rooms/{roomId}/event/{eventId}` and `/context/{eventId}`."""
+"""`GET /rooms/{roomId}/event/{eventId}`, `/context/{eventId}`, and `/events/{eventId}` of clients before them."""
 
 import orjson
 from sqlalchemy import Connection
 
+from servicekit.errors import MatrixError
 from servicekit.http import Request, Response, Router, json_response
 from syncapi import access
 from syncapi.applied import StoredEvent
@@ -49,6 +50,22 @@ def load_one(connection: Connection, caller: Caller, room_id: str, event_id: str
     """Return the event."""
     event, allowed, members = find_event(connection, caller, room_id, event_id)
     return render_list(connection, caller, [event], allowed.past, members)
+
+
+def load_anywhere(connection: Connection, caller: Caller, event_id: str) -> bytes:
+    """Return an event of whatever room.
+
+    Raises:
+        MatrixError: M_NOT_FOUND, also for an event that the caller may not see.
+    """
+    event = event_storage.load_event(connection, event_id)
+    try:
+        if event is not None:
+            return load_one(connection, caller, event.room_id, event_id)
+    except MatrixError as error:
+        if error.errcode != "M_FORBIDDEN":
+            raise
+    raise not_found("No such event")
 
 
 def load_side(
@@ -141,5 +158,10 @@ def add_routes(router: Router, edge: Edge) -> None:
             await edge.read(load_context, caller, params["room_id"], params["event_id"], limit, filter_)
         )
 
+    async def get_anywhere(request: Request) -> Response:
+        caller = await edge.caller(request)
+        return json_response(await edge.read(load_anywhere, caller, request.path_params["event_id"]))
+
     router.add("GET", "/_matrix/client/v3/rooms/{room_id}/event/{event_id}", get_event)
+    router.add("GET", "/_matrix/client/v3/events/{event_id}", get_anywhere)
     router.add("GET", "/_matrix/client/v3/rooms/{room_id}/context/{event_id}", get_context)

@@ -6,6 +6,7 @@ Everything is read in one unit of work, from one snapshot, whose own position th
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import orjson
 from sqlalchemy import Connection
 
 from syncapi.applied import ReceiptMoved, RoomCounters, StoredEvent, UserRoom
@@ -191,10 +192,20 @@ class _Builder:
 
     def _invited(self, row: UserRoom) -> None:
         own = event_storage.load_event(self.connection, row.event_id)
-        if own is not None and row.membership == "invite" and own.sender in self.reader.ignored:
+        if row.membership == "invite" and (
+            self._blocks_invites() or (own is not None and own.sender in self.reader.ignored)
+        ):
             return
         section = self.answer.knock if row.membership == "knock" else self.answer.invite
         section[row.room_id] = render_stripped(row, own)
+
+    def _blocks_invites(self) -> bool:
+        """Whether the reader takes no invites (spec, "Invite permission"): those that came are not shown."""
+        content = accounts.load_account_entry(
+            self.connection, self.reader.user_id, "m.invite_permission_config"
+        )
+        value = None if content is None else orjson.loads(content)
+        return isinstance(value, dict) and value.get("default_action") == "block"
 
     def _joined(
         self,

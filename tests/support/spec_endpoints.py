@@ -39,6 +39,7 @@ DELETE /_matrix/client/v3/directory/room/{roomAlias}
 GET /_matrix/client/v3/directory/room/{roomAlias}
 PUT /_matrix/client/v3/directory/room/{roomAlias}
 GET /_matrix/client/v3/events
+GET /_matrix/client/v3/events/{eventId}
 GET /_matrix/client/v3/initialSync
 POST /_matrix/client/v3/join/{roomIdOrAlias}
 GET /_matrix/client/v3/joined_rooms
@@ -185,9 +186,6 @@ NOT_YET = {
         GET /_matrix/client/v1/auth_metadata
         GET /_matrix/client/v3/login/sso/redirect
         GET /_matrix/client/v3/login/sso/redirect/{idpId}
-    """,
-    "the event of old clients": """
-        GET /_matrix/client/v3/events/{eventId}
     """,
 }
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from servicekit.errors import MatrixError
+from syncapi.http.event import load_anywhere
 from tests.support.sync_world import ALICE, BOB, CAROL, SyncWorld
 
 
@@ -257,6 +259,34 @@ async def test_account_data_and_ignored_users(world: SyncWorld) -> None:
     answer = await world.sync(BOB, answer["next_batch"])
     assert answer["account_data"]["events"][0]["type"] == "m.ignored_user_list"
     assert "hidden" not in str(answer)
+
+
+async def test_invites_of_who_takes_none_are_not_shown(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    since = (await world.sync(BOB))["next_batch"]
+    world.account_data(BOB, "m.invite_permission_config", {"default_action": "block"})
+    room.invite(ALICE, BOB)
+    for answer in (await world.sync(BOB, since), await world.sync(BOB)):
+        assert "rooms" not in answer
+    world.account_data(BOB, "m.invite_permission_config", {})
+    assert room.room_id in (await world.sync(BOB))["rooms"]["invite"]
+
+
+async def test_an_event_is_found_without_its_room(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    said = room.say(ALICE, "hello")
+
+    def read(user: str, event_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = orjson.loads(
+            world.database.read_sync(load_anywhere, world.caller(user), event_id)
+        )
+        return found
+
+    assert read(ALICE, said)["content"]["body"] == "hello"
+    for user, event_id in ((BOB, said), (ALICE, "$unknown")):
+        with pytest.raises(MatrixError) as caught:
+            read(user, event_id)
+        assert (caught.value.http_status, caught.value.errcode) == (404, "M_NOT_FOUND")
 
 
 async def test_redaction_reaches_what_is_read_later(world: SyncWorld) -> None:
