@@ -13,6 +13,8 @@ import orjson
 
 CONTENT_HAS_URL = 1
 REDACTED = 2
+MEMBERS_DIFFER = 4
+"""An event outside the timeline, told with those memberships only that were not what they are at its position."""
 
 
 class Rendered(NamedTuple):

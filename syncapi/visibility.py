@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from syncapi.applied import StoredEvent
+from syncapi.rendering import MEMBERS_DIFFER
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
 
@@ -57,7 +58,9 @@ def membership_at(past: Past, event: StoredEvent, members: Mapping[int, str]) ->
     """Return the reader's membership at an event, the event itself included (`unsigned.membership`)."""
     if event.placement == TIMELINE or event.position < 0:
         return past.membership_at(event.position)
-    return members.get(event.position, "leave")
+    # What was told with it, else what was so when it came, if only differences were told.
+    otherwise = past.membership_at(event.position) if event.flags & MEMBERS_DIFFER else "leave"
+    return members.get(event.position, otherwise)
 
 
 def may_see(past: Past, event: StoredEvent, members: Mapping[int, str]) -> bool:

@@ -362,16 +362,3 @@ def strip(event: Event) -> bytes:
     return orjson.dumps(
         {"type": event.type, "state_key": event.state_key, "sender": event.sender, "content": event.content}
     )
-
-
-def members_at(batch: Batch, work: RoomWork, snapshot_id: int) -> list[tuple[str, str, str]]:
-    """(user id, membership, event id) of local users in a state."""
-    state = snapshots.load_state(batch, snapshot_id)
-    keys = batch.keys_of(list(state))
-    wanted = {
-        state[key_id]: key[1]
-        for key_id, key in keys.items()
-        if key[0] == "m.room.member" and batch.context.is_local(server_name_of(key[1]))
-    }
-    loaded = batch.events_by_nid(list(wanted), work.version)
-    return sorted((user, loaded[nid].membership or "", loaded[nid].event_id) for nid, user in wanted.items())

@@ -31,7 +31,7 @@ from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
 from roomserver.input.federation import Judged
-from roomserver.input.visibility import visibility_of
+from roomserver.input.visibility import add_local_members, visibility_of
 from roomserver.rooms import RoomWork, Told
 from roomserver.storage import outliers, waiting
 from roomserver.storage.events import ACCEPTED, OUTLIER, REJECTED, EventRow
@@ -172,14 +172,12 @@ def _judge_event(batch: Batch, work: RoomWork, event: Event, before: int, origin
         if event.state_key is not None:
             row.snapshot_after = snapshots.add_child(batch, work.row.nid, before, {row.key_id: row.nid})
         row.placement = Placement.PLACEMENT_HISTORY
-        members = [
-            common_pb2.Membership(user_id=user, membership=membership, event_id=event_id)
-            for user, membership, event_id in apply.members_at(batch, work, before)
-        ]
+        visibility = visibility_of(event, state)
+        add_local_members(batch, work, before, visibility)
         room_event = RoomEvent(
             event_id=event.event_id,
             placement=Placement.PLACEMENT_HISTORY,
-            visibility=visibility_of(event, state, members),
+            visibility=visibility,
             participation=work.row.participation,
             forward_extremities=sorted(work.heads),
             missing_prev_event_ids=missing_prev,

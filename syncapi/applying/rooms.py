@@ -130,7 +130,7 @@ def event_redacted(
         return
     rendered = rendering.render_event(entry.redacted_event_id, entry.redacted_pdu_json)
     because = rendering.redacted_because(entry.redaction.event_id, entry.redaction.pdu_json, message.room_id)
-    flags = rendered.flags | rendering.REDACTED
+    flags = rendered.flags | rendering.REDACTED | (old.flags & rendering.MEMBERS_DIFFER)
     new = old._replace(body=rendered.body, unsigned=because, flags=flags)
     events.store_redaction(batch.connection, new)
     batch.applied.redactions.append(Redacted(old.room_id, old.event_id, new.body, new.unsigned, flags))

@@ -53,7 +53,7 @@ def room_event(
         entry.placement,
         entry.visibility.history_visibility or "shared",
         entry.visibility.history_visibility_after or None,
-        rendered.flags,
+        rendered.flags | (rendering.MEMBERS_DIFFER if entry.visibility.local_members_differ else 0),
         rendered.body,
         rendering.unsigned_members(entry.prev_content_json, entry.replaces_state),
         entry.transaction_key.device_id or None if entry.HasField("transaction_key") else None,

@@ -430,8 +430,17 @@ class Room:
         """Ban a user."""
         return self.member(sender, user, "ban")
 
-    def history(self, sender: str, body: str, depth: int, members: dict[str, str] | None = None) -> str:
-        """Put in an older event, as back-fill does."""
+    def history(
+        self,
+        sender: str,
+        body: str,
+        depth: int,
+        members: dict[str, str] | None = None,
+        *,
+        differ: bool = False,
+        visibility: str = "",
+    ) -> str:
+        """Put in an older event, as back-fill does; `differ`: `members` are not all, but those that were others."""
         entry = self.entry(
             sender,
             "m.room.message",
@@ -439,6 +448,9 @@ class Room:
             placement=output_pb2.PLACEMENT_HISTORY,
             depth=depth,
         )
+        entry.visibility.local_members_differ = differ
+        if visibility:
+            entry.visibility.history_visibility = visibility
         for user, membership in (members or {}).items():
             entry.visibility.local_members.add(user_id=user, membership=membership)
         return self.put(entry)

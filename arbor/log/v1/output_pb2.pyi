@@ -445,10 +445,15 @@ class Visibility(_message.Message):
     HISTORY_VISIBILITY_FIELD_NUMBER: _builtins.int
     HISTORY_VISIBILITY_AFTER_FIELD_NUMBER: _builtins.int
     LOCAL_MEMBERS_FIELD_NUMBER: _builtins.int
+    LOCAL_MEMBERS_DIFFER_FIELD_NUMBER: _builtins.int
     history_visibility: _builtins.str
     """`world_readable`, `shared`, `invited` or `joined`."""
     history_visibility_after: _builtins.str
     """For a membership event or a change of history visibility: the value after it, when it differs. Empty: the same."""
+    local_members_differ: _builtins.bool
+    """`local_members` has only those whose membership at the event differs from that in the current state at this place in
+    OUTPUT, `leave` where they had none; who is not listed had the same. False: `local_members` has all.
+    """
     @_builtins.property
     def local_members(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Membership]:
         """Memberships of local users in the state at the event. Only for placements other than TIMELINE, where a reader
@@ -461,10 +466,11 @@ class Visibility(_message.Message):
         history_visibility: _builtins.str = ...,
         history_visibility_after: _builtins.str = ...,
         local_members: _abc.Iterable[_common_pb2.Membership] | None = ...,
+        local_members_differ: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_visibility", b"history_visibility", "history_visibility_after", b"history_visibility_after", "local_members", b"local_members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_visibility", b"history_visibility", "history_visibility_after", b"history_visibility_after", "local_members", b"local_members", "local_members_differ", b"local_members_differ"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,7 +153,41 @@ def test_state_that_another_server_told(bench: JudgeBench) -> None:
     assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
     told = bench.entries[-1].room_event
     assert told.placement == Placement.PLACEMENT_HISTORY
-    assert [m.user_id for m in told.visibility.local_members] == [ALICE]
+    # Everybody of ours was there already, as now: there is nothing to say.
+    assert told.visibility.local_members_differ
+    assert not told.visibility.local_members
+
+
+def test_history_says_who_of_us_was_there(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    gap = room.send(BOB, "m.room.message", {"body": "never seen"})
+    erin, frank = "@erin:a.example", "@frank:a.example"
+    room.member(erin, "join")
+    invite = room.member(frank, "invite", by=BOB)
+    older = room.send(BOB, "m.room.message", {"body": "an older one"})
+    seen = room.send(BOB, "m.room.message", {"body": "seen"})
+    changes = [room.member(erin, "leave"), room.member(frank, "join")]
+    state = sorted(room.before[seen.event_id].values())
+    outliers = [room.events[event_id] for event_id in room.order if event_id in state]
+    request = foreign(room_id, [seen], outliers=outliers, state_before_event_ids=state)
+    assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    for change in changes:
+        assert bench.submit(foreign(room_id, [change]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.submit(foreign(room_id, [older], origin=HISTORY))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    told = bench.entries[-1].room_event
+    assert told.event_id == older.event_id
+    assert told.visibility.local_members_differ
+    members = {m.user_id: (m.membership, m.event_id) for m in told.visibility.local_members}
+    assert members.keys() == {erin, frank}
+    assert members[erin][0] == "join"
+    assert members[frank] == ("invite", invite.event_id)
+    # Before either of them was there.
+    for event_id in reversed(room.order[room.order.index(gap.event_id) : room.order.index(older.event_id)]):
+        request = foreign(room_id, [room.events[event_id]], origin=HISTORY)
+        assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    told = bench.entries[-1].room_event
+    assert told.event_id == gap.event_id
+    assert {m.user_id: m.membership for m in told.visibility.local_members} == {erin: "leave", frank: "leave"}
 
 
 def test_an_invite_to_a_room_that_we_are_not_in(bench: JudgeBench) -> None:
