@@ -93,7 +93,9 @@ class ClientApi:
         self._rooms = rooms = Rooms(config, db, teller, account_data, sender, clock)
         registration_tokens = RegistrationTokens(db, clock)
         changes = AccountChanges(sessions, teller, clock)
-        self._servicer = AccountsServicer(config, db, sessions, registration, registration_tokens, clock)
+        self._servicer = AccountsServicer(
+            config, db, sessions, registration, registration_tokens, rooms, clock
+        )
         self._endpoints = (
             LoginEndpoints(edge, logins),
             RegisterEndpoints(edge, registration, uia),

@@ -12,9 +12,12 @@ from federation.http.hierarchy import HierarchyRoutes
 from federation.http.invites import InviteRoutes
 from federation.http.keys import KeyRoutes
 from federation.http.memberships import MembershipRoutes
+from federation.http.openid import OpenIdRoutes
+from federation.http.public_rooms import PublicRoomRoutes
 from federation.http.query import QueryRoutes
 from federation.http.restricted import RestrictedJoins
 from federation.http.send import SendRoutes
+from federation.http.third_party import ThirdPartyRoutes
 from federation.http.version import VersionRoutes
 from federation.joining.handshake import Handshake
 from federation.joining.joins import Joins
@@ -54,6 +57,9 @@ ENDPOINTS = {
     "events": EventRoutes.ENDPOINTS,
     "query": QueryRoutes.ENDPOINTS,
     "hierarchy": HierarchyRoutes.ENDPOINTS,
+    "public_rooms": PublicRoomRoutes.ENDPOINTS,
+    "openid": OpenIdRoutes.ENDPOINTS,
+    "third_party": ThirdPartyRoutes.ENDPOINTS,
 }
 
 
@@ -136,6 +142,9 @@ class Parts:
             "events": EventRoutes(rooms, now_ms),
             "query": QueryRoutes(users, rooms, config.is_local),
             "hierarchy": HierarchyRoutes(rooms),
+            "public_rooms": PublicRoomRoutes(users, is_open=config.room_directory.public_over_federation),
+            "openid": OpenIdRoutes(users),
+            "third_party": ThirdPartyRoutes(client, rooms, users, config.is_local),
         }
         self.status = DestinationStatus(destinations, sender, database, now_ms)
         self.servicer = FederationServicer(

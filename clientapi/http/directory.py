@@ -136,7 +136,7 @@ class DirectoryEndpoints:
         if not self._edge.config.room_directory.public_without_auth:
             await self._edge.authenticate(request)
         limit = request.query_int("limit", 0) or None
-        return await self._page(request, limit, request.query.get("since"), None, None)
+        return await self._page(request, PublicRoomsBody(limit, request.query.get("since")))
 
     async def search_public_rooms(self, request: Request) -> Response:
         """List public rooms that fit a filter."""
@@ -144,23 +144,20 @@ class DirectoryEndpoints:
         body = await read_body(request, PublicRoomsBody, allow_empty=True)
         if body.limit is not None and body.limit < 0:
             raise invalid_param("limit must not be negative")
-        wanted = body.filter or SearchFilter()
-        return await self._page(
-            request, body.limit, body.since, wanted.generic_search_term, wanted.room_types
-        )
+        if body.include_all_networks and body.third_party_instance_id is not None:
+            raise invalid_param("third_party_instance_id goes without include_all_networks")
+        return await self._page(request, body)
 
-    async def _page(
-        self,
-        request: Request,
-        limit: int | None,
-        since: str | None,
-        search: str | None,
-        room_types: list[str | None] | None,
-    ) -> Response:
+    async def _page(self, request: Request, body: PublicRoomsBody) -> Response:
         server = request.query.get("server")
         if server is not None and not self._edge.config.is_local(server):
-            return await self._remote_page(request, server, limit, since, search, room_types)
-        page = await self._rooms.public_rooms.page(limit, since, search, room_types)
+            return await self._remote_page(request, server, body)
+        wanted = body.filter or SearchFilter()
+        # No bridge lists rooms of other networks here.
+        room_types = wanted.room_types if body.third_party_instance_id is None else []
+        page = await self._rooms.public_rooms.page(
+            body.limit, body.since, wanted.generic_search_term, room_types
+        )
         answer: dict[str, Any] = {"chunk": page.chunk, "total_room_count_estimate": page.total}
         if page.next_batch is not None:
             answer["next_batch"] = page.next_batch
@@ -168,23 +165,21 @@ class DirectoryEndpoints:
             answer["prev_batch"] = page.prev_batch
         return json_response(answer)
 
-    async def _remote_page(
-        self,
-        request: Request,
-        server: str,
-        limit: int | None,
-        since: str | None,
-        search: str | None,
-        room_types: list[str | None] | None,
-    ) -> Response:
+    async def _remote_page(self, request: Request, server: str, body: PublicRoomsBody) -> Response:
         # Other servers are asked for people of ours only, also where our own list is open to all.
         await self._edge.authenticate(request)
         if not self._rooms.remote.enabled:
             raise forbidden("Other servers' rooms cannot be listed")
         if not is_valid_server_name(server):
             raise invalid_param("server is not a server name")
-        wanted = {"generic_search_term": search, "room_types": room_types}
-        query: dict[str, Any] = {"limit": min(limit or MAX_LIMIT, MAX_LIMIT), "since": since}
-        query["filter"] = {key: value for key, value in wanted.items() if value is not None} or None
+        wanted = body.filter or SearchFilter()
+        search = {"generic_search_term": wanted.generic_search_term, "room_types": wanted.room_types}
+        query: dict[str, Any] = {
+            "limit": min(body.limit or MAX_LIMIT, MAX_LIMIT),
+            "since": body.since,
+            "filter": {key: value for key, value in search.items() if value is not None} or None,
+            "include_all_networks": body.include_all_networks or None,
+            "third_party_instance_id": body.third_party_instance_id,
+        }
         asked = {key: value for key, value in query.items() if value is not None}
         return json_response(await self._rooms.remote.public_rooms(server, asked))

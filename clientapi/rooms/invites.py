@@ -21,6 +21,7 @@ from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
 from matrixlib.event_auth import Refused, auth_types_for_event
 from matrixlib.events import StateKey
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
+from matrixlib.third_party_invites import third_party_token
 from servicekit.errors import MatrixError, forbidden, unavailable
 
 WRITE_TIMEOUT_S: Final = 15.0
@@ -58,6 +59,9 @@ class RemoteInvites:
     async def _invite(self, user_id: str, room_id: str, target: str, content: Mapping[str, Any]) -> Sent:
         sender_key, target_key = ("m.room.member", user_id), ("m.room.member", target)
         keys = {*SHOWN, POWER_LEVELS_KEY, sender_key, target_key}
+        token = third_party_token(content)
+        if token is not None:
+            keys.add(("m.room.third_party_invite", token))
         latest = await self._sender.queries.latest(room_id, keys)
         if latest is None or not latest.participating:
             raise forbidden("You are not in this room")

@@ -14,6 +14,7 @@ from clientapi.accounts.registration_tokens import RegistrationTokens
 from clientapi.accounts.sessions import Sessions, hash_token
 from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
+from clientapi.rooms.parts import Rooms
 from clientapi.storage import directory, settings, short_tokens, users
 from clientapi.storage.invite_permission import load_who_blocks_invites
 from clientapi.storage.outbox import last_told_sequence
@@ -38,6 +39,7 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         sessions: Sessions,
         registration: Registration,
         registration_tokens: RegistrationTokens,
+        rooms: Rooms,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -45,6 +47,7 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         self._sessions = sessions
         self._registration = registration
         self._registration_tokens = registration_tokens
+        self._rooms = rooms
         self._clock = clock
 
     async def ResolveToken(  # noqa: N802 - the contract's name
@@ -120,6 +123,35 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         if user_id is None:
             raise unknown_token()
         return accounts_pb2.QueryOpenIdTokenResponse(user_id=user_id)
+
+    async def ListPublicRooms(  # noqa: N802
+        self, request: accounts_pb2.ListPublicRoomsRequest, context: Context
+    ) -> accounts_pb2.ListPublicRoomsResponse:
+        """Return a page of the directory."""
+        page = await self._rooms.public_rooms.page(
+            request.limit or None,
+            request.since or None,
+            request.search_term or None,
+            [kind or None for kind in request.room_types] if request.by_room_type else None,
+        )
+        return accounts_pb2.ListPublicRoomsResponse(
+            rooms_json=[orjson.dumps(room) for room in page.chunk],
+            total=page.total,
+            next_batch=page.next_batch or "",
+            prev_batch=page.prev_batch or "",
+        )
+
+    async def RedeemThirdPartyInvite(  # noqa: N802
+        self, request: accounts_pb2.RedeemThirdPartyInviteRequest, context: Context
+    ) -> accounts_pb2.RedeemThirdPartyInviteResponse:
+        """Invite whom a third-party invite was bound to, in the name of the local user who made it."""
+        if not self._config.is_local(server_name_of(request.sender)):
+            raise invalid_param("Not a user of this server")
+        invite = orjson.loads(request.third_party_invite_json)
+        sent = await self._rooms.memberships.invite(
+            request.sender, request.room_id, request.user_id, {"third_party_invite": invite}
+        )
+        return accounts_pb2.RedeemThirdPartyInviteResponse(event_id=sent.event_id)
 
     async def CreateUser(  # noqa: N802
         self, request: accounts_pb2.CreateUserRequest, context: Context

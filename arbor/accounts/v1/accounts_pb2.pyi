@@ -429,6 +429,138 @@ class QueryOpenIdTokenResponse(_message.Message):
 Global___QueryOpenIdTokenResponse: _TypeAlias = QueryOpenIdTokenResponse  # noqa: Y015
 
 @_typing.final
+class ListPublicRoomsRequest(_message.Message):
+    """Asks for public rooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    SEARCH_TERM_FIELD_NUMBER: _builtins.int
+    BY_ROOM_TYPE_FIELD_NUMBER: _builtins.int
+    ROOM_TYPES_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most so many. 0: as many as a page holds."""
+    since: _builtins.str
+    """A token of an earlier page. Empty: the first page."""
+    search_term: _builtins.str
+    """Only rooms with this in their name, topic or alias. Empty: all."""
+    by_room_type: _builtins.bool
+    """Only rooms of the types in `room_types`."""
+    @_builtins.property
+    def room_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types wanted; an empty one stands for rooms without a type."""
+
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        since: _builtins.str = ...,
+        search_term: _builtins.str = ...,
+        by_room_type: _builtins.bool = ...,
+        room_types: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_room_type", b"by_room_type", "limit", b"limit", "room_types", b"room_types", "search_term", b"search_term", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicRoomsRequest: _TypeAlias = ListPublicRoomsRequest  # noqa: Y015
+
+@_typing.final
+class ListPublicRoomsResponse(_message.Message):
+    """Public rooms. A token that is none is an error with M_INVALID_PARAM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_JSON_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    NEXT_BATCH_FIELD_NUMBER: _builtins.int
+    PREV_BATCH_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """How many rooms there are on all pages."""
+    next_batch: _builtins.str
+    """The token of the next page. Empty: this is the last."""
+    prev_batch: _builtins.str
+    """The token of the page before. Empty: this is the first."""
+    @_builtins.property
+    def rooms_json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One JSON object for each room, as in the `chunk` of `GET /publicRooms`."""
+
+    def __init__(
+        self,
+        *,
+        rooms_json: _abc.Iterable[_builtins.bytes] | None = ...,
+        total: _builtins.int = ...,
+        next_batch: _builtins.str = ...,
+        prev_batch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_batch", b"next_batch", "prev_batch", b"prev_batch", "rooms_json", b"rooms_json", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicRoomsResponse: _TypeAlias = ListPublicRoomsResponse  # noqa: Y015
+
+@_typing.final
+class RedeemThirdPartyInviteRequest(_message.Message):
+    """Asks for an invite. Whoever asks has checked nothing: the room's own rules decide."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_ID_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    THIRD_PARTY_INVITE_JSON_FIELD_NUMBER: _builtins.int
+    room_id: _builtins.str
+    """The room."""
+    sender: _builtins.str
+    """The local user who made the third-party invite."""
+    user_id: _builtins.str
+    """The user to invite, local or of another server."""
+    third_party_invite_json: _builtins.bytes
+    """`third_party_invite` of the member event's content, as a JSON object."""
+    def __init__(
+        self,
+        *,
+        room_id: _builtins.str = ...,
+        sender: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        third_party_invite_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["room_id", b"room_id", "sender", b"sender", "third_party_invite_json", b"third_party_invite_json", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeemThirdPartyInviteRequest: _TypeAlias = RedeemThirdPartyInviteRequest  # noqa: Y015
+
+@_typing.final
+class RedeemThirdPartyInviteResponse(_message.Message):
+    """The invite stands, or stood already. A refusal is an error with M_FORBIDDEN or the like."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The invite."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeemThirdPartyInviteResponse: _TypeAlias = RedeemThirdPartyInviteResponse  # noqa: Y015
+
+@_typing.final
 class CreateUserRequest(_message.Message):
     """Asks for a new account."""
 

@@ -65,6 +65,16 @@ class AccountsServiceStub:
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.SerializeToString,
                 response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.FromString,
                 _registered_method=True)
+        self.ListPublicRooms = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/ListPublicRooms',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsResponse.FromString,
+                _registered_method=True)
+        self.RedeemThirdPartyInvite = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/RedeemThirdPartyInvite',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteResponse.FromString,
+                _registered_method=True)
         self.CreateUser = channel.unary_unary(
                 '/arbor.accounts.v1.AccountsService/CreateUser',
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
@@ -138,6 +148,20 @@ class AccountsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPublicRooms(self, request, context):
+        """A page of the directory of public rooms, for another server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeemThirdPartyInvite(self, request, context):
+        """Turns a third-party invite of a local user into the invite of the user it was bound to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateUser(self, request, context):
         """Makes an account: for the operator's command line.
         """
@@ -205,6 +229,16 @@ def add_AccountsServiceServicer_to_server(servicer, server):
                     servicer.QueryOpenIdToken,
                     request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.FromString,
                     response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.SerializeToString,
+            ),
+            'ListPublicRooms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPublicRooms,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsResponse.SerializeToString,
+            ),
+            'RedeemThirdPartyInvite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeemThirdPartyInvite,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteResponse.SerializeToString,
             ),
             'CreateUser': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUser,
@@ -395,6 +429,60 @@ class AccountsService:
             '/arbor.accounts.v1.AccountsService/QueryOpenIdToken',
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.SerializeToString,
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPublicRooms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/ListPublicRooms',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.ListPublicRoomsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeemThirdPartyInvite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/RedeemThirdPartyInvite',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.RedeemThirdPartyInviteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class AccountsServiceStub:
     """The room that local aliases point to, or the local aliases of a room."""
     QueryOpenIdToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]
     """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
+    ListPublicRooms: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ListPublicRoomsRequest, _accounts_pb2.ListPublicRoomsResponse]
+    """A page of the directory of public rooms, for another server."""
+    RedeemThirdPartyInvite: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.RedeemThirdPartyInviteRequest, _accounts_pb2.RedeemThirdPartyInviteResponse]
+    """Turns a third-party invite of a local user into the invite of the user it was bound to."""
     CreateUser: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]
     """Makes an account: for the operator's command line."""
     CreateRegistrationToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]
@@ -73,6 +77,10 @@ class AccountsServiceAsyncStub(AccountsServiceStub):
     """The room that local aliases point to, or the local aliases of a room."""
     QueryOpenIdToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]  # type: ignore[assignment]
     """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
+    ListPublicRooms: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ListPublicRoomsRequest, _accounts_pb2.ListPublicRoomsResponse]  # type: ignore[assignment]
+    """A page of the directory of public rooms, for another server."""
+    RedeemThirdPartyInvite: _aio.UnaryUnaryMultiCallable[_accounts_pb2.RedeemThirdPartyInviteRequest, _accounts_pb2.RedeemThirdPartyInviteResponse]  # type: ignore[assignment]
+    """Turns a third-party invite of a local user into the invite of the user it was bound to."""
     CreateUser: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateUserRequest, _accounts_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Makes an account: for the operator's command line."""
     CreateRegistrationToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateRegistrationTokenRequest, _accounts_pb2.CreateRegistrationTokenResponse]  # type: ignore[assignment]
@@ -134,6 +142,22 @@ class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.QueryOpenIdTokenResponse, _abc.Awaitable[_accounts_pb2.QueryOpenIdTokenResponse]]:
         """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
+
+    @_abc_1.abstractmethod
+    def ListPublicRooms(
+        self,
+        request: _accounts_pb2.ListPublicRoomsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.ListPublicRoomsResponse, _abc.Awaitable[_accounts_pb2.ListPublicRoomsResponse]]:
+        """A page of the directory of public rooms, for another server."""
+
+    @_abc_1.abstractmethod
+    def RedeemThirdPartyInvite(
+        self,
+        request: _accounts_pb2.RedeemThirdPartyInviteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.RedeemThirdPartyInviteResponse, _abc.Awaitable[_accounts_pb2.RedeemThirdPartyInviteResponse]]:
+        """Turns a third-party invite of a local user into the invite of the user it was bound to."""
 
     @_abc_1.abstractmethod
     def CreateUser(
