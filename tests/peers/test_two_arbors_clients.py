@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from matrixlib.signing import sign_json
 from tests.support.arbor_server import ArborServer
 from tests.support.federation import federated_arbor, until
 from tests.support.matrix_client import ClientError, MatrixClient, http_session
+from tests.support.rooms import key_of
 from tests.support.tls_ca import TestCa
 
 pytestmark = pytest.mark.timeout(180)
@@ -166,6 +169,66 @@ async def test_what_other_servers_know_and_what_they_refuse(two: Two) -> None:
             await bob.request(method, "/_matrix/client/v3" + path, {} if method == "POST" else None)
         error = caught.value
         assert (error.status, error.body["errcode"]) == (status, errcode), (method, path, error.body)
+
+
+async def test_the_directory_of_the_other_server(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    rooms = []
+    for name in ("tea", "coffee", "water"):
+        body = {"preset": "public_chat", "name": name, "visibility": "public"}
+        rooms.append((await alice.post("/createRoom", body))["room_id"])
+    seen, since = [], ""
+    while True:
+        query = {"server": two.one.server_name, "limit": "2"} | ({"since": since} if since else {})
+        page = await bob.get("/publicRooms", **query)
+        seen += [room["room_id"] for room in page["chunk"]]
+        assert page["total_room_count_estimate"] == 3
+        since = page.get("next_batch", "")
+        if not since:
+            break
+    assert sorted(seen) == sorted(rooms)
+    found = await bob.post(
+        f"/publicRooms?server={two.one.server_name}", {"filter": {"generic_search_term": "COFF"}}
+    )
+    assert [room["name"] for room in found["chunk"]] == ["coffee"]
+    assert (await bob.get("/publicRooms"))["chunk"] == []
+
+
+async def test_openid_tokens_and_third_party_invites_of_the_other_server(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    ssl_off = aiohttp.TCPConnector(ssl=False)
+    async with aiohttp.ClientSession(connector=ssl_off) as session:
+        token = (await bob.post(f"/user/{bob.user_id}/openid/request_token"))["access_token"]
+        path = f"https://{two.other.server_name}/_matrix/federation/v1"
+        async with session.get(f"{path}/openid/userinfo", params={"access_token": token}) as answer:
+            assert await answer.json() == {"sub": bob.user_id}
+
+        identity = key_of("identity.example")
+        room_id = await alice.create_room(preset="private_chat", name="by mail")
+        content = {
+            "display_name": "b...@e...",
+            "key_validity_url": "https://identity.example/valid",
+            "public_key": identity.verify_key.base64,
+        }
+        await alice.put(f"/rooms/{room_id}/state/m.room.third_party_invite/abc", content)
+        # Bob's identity server tells of the binding; nobody at Bob's is in the room yet.
+        invite = {
+            "medium": "email",
+            "address": "bob@e.example",
+            "mxid": bob.user_id,
+            "room_id": room_id,
+            "sender": alice.user_id,
+            "signed": sign_json({"mxid": bob.user_id, "token": "abc"}, "identity.example", identity),
+        }
+        body = {"medium": "email", "address": "bob@e.example", "mxid": bob.user_id, "invites": [invite]}
+        async with session.post(f"{path}/3pid/onbind", json=body) as answer:
+            assert (answer.status, await answer.json()) == (200, {})
+    await invite_of(bob, room_id)
+    await bob.post(f"/join/{room_id}")
+    await membership(alice, room_id, bob.user_id, "join")
+    member = await alice.get(f"/rooms/{room_id}/state/m.room.member/{bob.user_id}")
+    assert member["membership"] == "join"
+    await sees(alice, room_id, await bob.send(room_id, "found you"))
 
 
 async def test_spaces_and_times_across(two: Two) -> None:

@@ -17,7 +17,7 @@ from arbor.roomserver.v1 import query_pb2
 from federation.clock import now_ms
 from federation.http.endpoints import Dispatcher
 from federation.keys.published import OwnKeys
-from federation.local_users import LocalUsers
+from federation.local_users import DirectoryQuery, LocalUsers
 from federation.outbound.deny import DenyList
 from federation.outbound.transport import Transport
 from federation.parts import ENDPOINTS, Parts
@@ -31,6 +31,7 @@ from matrixlib.room_versions import get_room_version
 from matrixlib.signing import encode_signing_key
 from servicekit.config import load_config, write_secret_file
 from servicekit.database import Database
+from servicekit.errors import unknown_token
 from servicekit.http import HttpListener, RateLimiter, Router
 from servicekit.service.listeners import bind_listener, tls_context
 from tests.support.ports import free_port
@@ -312,6 +313,12 @@ class UsersInMemory(LocalUsers):
         self.profiles = dict(profiles)
         self.aliases = dict(aliases)
         self.blocking: set[str] = set()
+        self.openid_tokens: dict[str, str] = {}
+        self.page: dict[str, Any] = {"chunk": [], "total_room_count_estimate": 0}
+        """A page of the directory; `asked` are the questions for one."""
+        self.asked: list[DirectoryQuery] = []
+        self.redeemed: list[tuple[str, str, str, Mapping[str, Any]]] = []
+        """Third-party invites: (room id, sender, invited user, `third_party_invite`)."""
 
     async def takes_invites(self, user_id: str) -> bool | None:
         return user_id not in self.blocking if user_id in self.profiles else None
@@ -321,6 +328,21 @@ class UsersInMemory(LocalUsers):
 
     async def room_of_alias(self, alias: str) -> str | None:
         return self.aliases.get(alias)
+
+    async def user_of_openid_token(self, token: str) -> str:
+        if token not in self.openid_tokens:
+            raise unknown_token()
+        return self.openid_tokens[token]
+
+    async def public_rooms(self, query: DirectoryQuery) -> dict[str, Any]:
+        self.asked.append(query)
+        return self.page
+
+    async def redeem_third_party_invite(
+        self, room_id: str, sender: str, user_id: str, third_party_invite: Mapping[str, Any]
+    ) -> str:
+        self.redeemed.append((room_id, sender, user_id, third_party_invite))
+        return "$invite"
 
 
 class LogInMemory:
