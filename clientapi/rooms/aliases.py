@@ -206,6 +206,8 @@ class Aliases:
             others = content.get("alt_aliases")
             if isinstance(others, list):
                 content["alt_aliases"] = [other for other in others if other != alias]
+                if not content["alt_aliases"]:
+                    del content["alt_aliases"]
             return Draft("m.room.canonical_alias", content, "")
 
         draft = Draft("m.room.canonical_alias", {}, "")

@@ -1,5 +1,6 @@
 """Upgrading a room: a new one in another version, and a tombstone (spec, "Room Upgrades")."""
 
+import asyncio
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -33,6 +34,12 @@ TRANSFERRED: Final = (
     "m.room.history_visibility",
     "m.room.join_rules",
 )
+# What makes a space: without its rooms the new one would be none.
+SPACE: Final = "m.space"
+SPACE_CHILD: Final = "m.space.child"
+# A new room is one entry of bounded size; so many bans and children go into it, the rest follows.
+NUMEROUS_AT_ONCE: Final = 400
+TOGETHER: Final = 64
 CANONICAL_ALIAS: Final = ("m.room.canonical_alias", "")
 
 
@@ -70,9 +77,12 @@ class RoomUpgrades:
         verdict = check_event_auth(proposal, old.state)
         if isinstance(verdict, Refused):
             raise forbidden(f"You may not upgrade this room: {verdict.reason}")
+        numerous = _numerous(old)
         new_room_id = await self._creator.create(
-            self._successor(user_id, room_id, old, version, additional_creators)
+            self._successor(user_id, room_id, old, version, additional_creators, numerous[:NUMEROUS_AT_ONCE])
         )
+        # Before anybody is told of the new room, so that nobody who is banned is in it first.
+        await self._send_further(user_id, new_room_id, numerous[NUMEROUS_AT_ONCE:])
         tombstone["replacement_room"] = new_room_id
         await self._sender.send_draft(room_id, user_id, Draft("m.room.tombstone", tombstone, ""))
         await self._db.write(_move_directory, room_id, new_room_id, user_id)
@@ -88,6 +98,7 @@ class RoomUpgrades:
         old: Latest,
         version: RoomVersion,
         additional_creators: tuple[str, ...],
+        numerous: list[Draft],
     ) -> NewRoom:
         create = old.state[("m.room.create", "")]
         predecessor: dict[str, Any] = {"room_id": room_id}
@@ -107,11 +118,7 @@ class RoomUpgrades:
             if (type_, "") in old.state
         ]
         initial.append(Draft("m.room.power_levels", _power_levels(old, version, creators), ""))
-        initial.extend(
-            Draft("m.room.member", {**event.content}, key)
-            for (type_, key), event in sorted(old.state.items())
-            if type_ == "m.room.member" and event.membership == "ban"
-        )
+        initial.extend(numerous)
         return NewRoom(
             creator=user_id,
             room_version=version,
@@ -119,6 +126,12 @@ class RoomUpgrades:
             creation_content=creation,
             initial_state=tuple(initial),
         )
+
+    async def _send_further(self, user_id: str, room_id: str, drafts: list[Draft]) -> None:
+        for at in range(0, len(drafts), TOGETHER):
+            await asyncio.gather(
+                *(self._sender.send_draft(room_id, user_id, draft) for draft in drafts[at : at + TOGETHER])
+            )
 
     async def _move_canonical_alias(self, user_id: str, room_id: str, new_room_id: str, old: Latest) -> None:
         event = old.state.get(CANONICAL_ALIAS)
@@ -149,6 +162,19 @@ class RoomUpgrades:
         except MatrixError as error:
             # The upgrade is done; this part of it the user may not do.
             log.info("upgrade_part_refused", room_id=room_id, type=draft.type, error=str(error))
+
+
+def _numerous(old: Latest) -> list[Draft]:
+    """Return what is carried over and may be very much: who is banned, the rooms of a space."""
+    is_space = old.state[("m.room.create", "")].content.get("type") == SPACE
+    drafts = []
+    for (type_, key), event in sorted(old.state.items()):
+        banned = type_ == "m.room.member" and event.membership == "ban"
+        # Without `via` it says that the room belongs to the space no longer.
+        child = is_space and type_ == SPACE_CHILD and event.content.get("via")
+        if banned or child:
+            drafts.append(Draft(type_, {**event.content}, key))
+    return drafts
 
 
 def _power_levels(old: Latest, version: RoomVersion, creators: set[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from clientapi.rooms import upgrade
 from clientapi.rooms.building import EventBuilder
 from clientapi.rooms.requests import Draft
 from matrixlib.room_versions import ROOM_VERSIONS
@@ -348,3 +349,49 @@ async def test_state_that_nobody_can_want(world: World, type_: str, content: Any
     await alice.ok(
         "PUT", f"/rooms/{room.room_id}/state/m.room.server_acl", {"allow": ["*"], "deny": ["evil"]}
     )
+
+
+async def test_an_upgraded_space_keeps_its_rooms(world: World) -> None:
+    alice = await world.user()
+    space = await make(world, alice, creation_content={"type": "m.space"}, room_version="11")
+    child = f"/rooms/{space.room_id}/state/m.space.child"
+    await alice.ok("PUT", f"{child}/!a:here.example", {"via": ["here.example"], "suggested": True})
+    await alice.ok("PUT", f"{child}/!gone:here.example", {})
+    await alice.ok("PUT", f"/rooms/{space.room_id}/state/org.example.own", {"a": 1})
+    answer = await alice.ok("POST", f"/rooms/{space.room_id}/upgrade", {"new_version": "12"})
+    successor = world.roomserver.rooms[answer["replacement_room"]]
+    assert content(successor, "m.room.create")["type"] == "m.space"
+    assert content(successor, "m.space.child", "!a:here.example") == {
+        "via": ["here.example"],
+        "suggested": True,
+    }
+    assert ("m.space.child", "!gone:here.example") not in successor.state
+    # What may mean something only by who sent it stays behind.
+    assert ("org.example.own", "") not in successor.state
+
+
+async def test_a_deleted_alias_leaves_nothing_behind(world: World) -> None:
+    alice = await world.user()
+    room = await make(world, alice, room_alias_name="one")
+    await alice.ok("PUT", "/directory/room/%23two:here.example", {"room_id": room.room_id})
+    aliases = {"alias": "#one:here.example", "alt_aliases": ["#two:here.example"]}
+    await alice.ok("PUT", f"/rooms/{room.room_id}/state/m.room.canonical_alias", aliases)
+    await alice.ok("DELETE", "/directory/room/%23two:here.example")
+    assert content(room, "m.room.canonical_alias") == {"alias": "#one:here.example"}
+    await alice.ok("DELETE", "/directory/room/%23one:here.example")
+    assert content(room, "m.room.canonical_alias") == {}
+
+
+async def test_a_room_with_very_many_bans_is_upgraded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "NUMEROUS_AT_ONCE", 3)
+    monkeypatch.setattr(upgrade, "TOGETHER", 4)
+    alice = await world.user()
+    room = await make(world, alice)
+    banned = [f"@bad{number}:here.example" for number in range(12)]
+    for user_id in banned:
+        await alice.ok("POST", f"/rooms/{room.room_id}/ban", {"user_id": user_id, "reason": "spam"})
+    answer = await alice.ok("POST", f"/rooms/{room.room_id}/upgrade", {"new_version": "12"})
+    successor = world.roomserver.rooms[answer["replacement_room"]]
+    for user_id in banned:
+        assert content(successor, "m.room.member", user_id) == {"membership": "ban", "reason": "spam"}
+    assert len(successor.extremities) == 1
