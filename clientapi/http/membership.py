@@ -13,9 +13,25 @@ from servicekit.http import Request, Response, Router, json_response
 
 
 class ReasonBody(msgspec.Struct):
-    """The optional body of join, leave, knock."""
+    """The optional body of leave, knock."""
 
     reason: str | None = None
+
+
+class ThirdPartySigned(msgspec.Struct):
+    """`third_party_signed` of join: what an identity server has signed."""
+
+    sender: str
+    mxid: str
+    token: str
+    signatures: dict[str, dict[str, str]]
+
+
+class JoinBody(msgspec.Struct):
+    """The optional body of join."""
+
+    reason: str | None = None
+    third_party_signed: ThirdPartySigned | None = None
 
 
 class TargetBody(msgspec.Struct):
@@ -60,7 +76,13 @@ class MembershipEndpoints:
         session = await self._edge.authenticate_unsuspended(request)
         self._edge.joins.check(session.user_id)
         via = [*_via(request), *servers]
-        await self._memberships.join(session, room_id, await _reason(request), via)
+        raw = await request.json(allow_empty=True)
+        body = convert(raw, JoinBody)
+        if body.third_party_signed is not None:
+            # Whole, as it came: the signature covers keys that we do not know, too.
+            await self._rooms.third_party_joins.redeem(session.user_id, room_id, raw["third_party_signed"])
+        extra = {} if body.reason is None else {"reason": body.reason}
+        await self._memberships.join(session, room_id, extra, via)
         return json_response({"room_id": room_id})
 
     async def knock(self, request: Request) -> Response:

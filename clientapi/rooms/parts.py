@@ -15,6 +15,7 @@ from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.room_tasks import RoomTasks
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
+from clientapi.rooms.third_party_joins import ThirdPartyJoins
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
 from servicekit.database import Database
@@ -40,6 +41,7 @@ class Rooms:
         self.successors = Successors(config, db, account_data, sender)
         self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)
+        self.third_party_joins = ThirdPartyJoins(config, db, sender)
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, self.remote, clock)

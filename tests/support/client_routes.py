@@ -149,7 +149,10 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("PUT", f"{_ROOM}/redact/{{event_id}}/{{txn_id}}"): {"reason": "r"},
     ("POST", f"{_ROOM}/redact/{{event_id}}"): {"reason": "r"},
     ("POST", f"{_ROOM}/upgrade"): {"new_version": "999", "additional_creators": ["@a:arbor.test"]},
-    ("POST", f"{V3}/join/{{room_id_or_alias}}"): {"reason": "r", "third_party_signed": {}},
+    ("POST", f"{V3}/join/{{room_id_or_alias}}"): {
+        "reason": "r",
+        "third_party_signed": {"sender": "@a:arbor.test", "mxid": "@a:arbor.test", "token": "t", "signatures": {}},
+    },
     ("POST", f"{V3}/knock/{{room_id_or_alias}}"): {"reason": "r"},
     ("POST", f"{_ROOM}/join"): {"reason": "r"},
     ("POST", f"{_ROOM}/leave"): {"reason": "r"},

@@ -234,7 +234,7 @@ def paths_of(body: dict[str, Any], depth: int = 3) -> list[tuple[str, ...]]:
 
 # What is not looked at may be anything.
 NOT_LOOKED_AT = {
-    "third_party_signed", "include_all_networks", "third_party_instance_id", "m.federate", "ban",
+    "include_all_networks", "third_party_instance_id", "m.federate", "ban",
     "algorithm", "session", "inhibit_login",
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 from arbor.log.v1 import output_pb2
 from clientapi.storage.tables import outbox_tables
 from matrixlib.events import Event
+from matrixlib.signing import generate_signing_key, sign_json
 from servicekit.errors import MatrixError
 from servicekit.log.outbox import Outbox
 from tests.support.clientapi_alone import Client, World
@@ -268,3 +269,47 @@ async def test_canonical_aliases_may_be_another_servers(
     # What stands there already is not asked for again.
     await alice.ok("PUT", path, {"alt_aliases": ["#away:there.example"]})
     await alice.ok("PUT", path, {})
+
+
+async def test_a_third_party_invite_is_redeemed(world: World) -> None:
+    """An address was invited; an identity server has signed whose it is."""
+    alice, bob, carol = await world.user(), await world.user(), await world.user()
+    room = await make(world, alice)
+    identity = generate_signing_key("1")
+    issued = {
+        "display_name": "b...@e...",
+        "key_validity_url": "https://id.example/valid",
+        "public_key": identity.verify_key.base64,
+        "public_keys": [{"public_key": identity.verify_key.base64}],
+    }
+    await alice.ok("PUT", f"/rooms/{room.room_id}/state/m.room.third_party_invite/token", issued)
+
+    def signed(user: Client, token: str = "token") -> dict[str, Any]:
+        value = {"sender": alice.user_id, "mxid": user.user_id, "token": token}
+        return sign_json(value, "id.example", identity)
+
+    path = f"/join/{room.room_id}"
+    refused = (403, "M_FORBIDDEN")
+    forged = {**signed(bob), "mxid": carol.user_id}
+    assert await bob.fails("POST", path, {}) == refused
+    assert await bob.fails("POST", path, {"third_party_signed": signed(carol)}) == refused
+    assert await bob.fails("POST", path, {"third_party_signed": signed(bob, "other")}) == refused
+    assert await carol.fails("POST", path, {"third_party_signed": forged}) == refused
+    assert await bob.fails("POST", path, {"third_party_signed": {"mxid": bob.user_id}}) == (
+        400,
+        "M_MISSING_PARAM",
+    )
+    assert await bob.fails("POST", path, {"third_party_signed": 7}) == (400, "M_BAD_JSON")
+    await bob.ok("POST", path, {"third_party_signed": signed(bob)})
+    assert membership(room, bob) == "join"
+    events = [
+        room.events[event_id] for event_id in room.order if room.events[event_id].state_key == bob.user_id
+    ]
+    assert [(event.sender, event.membership) for event in events] == [
+        (alice.user_id, "invite"),
+        (bob.user_id, "join"),
+    ]
+    assert events[0].content["third_party_invite"] == {
+        "display_name": "b...@e...",
+        "signed": signed(bob),
+    }
