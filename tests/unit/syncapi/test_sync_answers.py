@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from arbor.log.v1 import output_pb2
 from servicekit.errors import MatrixError
 from syncapi.http.event import load_anywhere
 from tests.support.sync_world import ALICE, BOB, CAROL, SyncWorld
@@ -287,6 +288,26 @@ async def test_an_event_is_found_without_its_room(world: SyncWorld) -> None:
         with pytest.raises(MatrixError) as caught:
             read(user, event_id)
         assert (caught.value.http_status, caught.value.errcode) == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_purged_history_spares_local_users_events_where_it_says_so(
+    world: SyncWorld, kept: bool
+) -> None:
+    far = "@far:elsewhere.example"
+    room = world.room(ALICE)
+    room.join(far)
+    for number in range(3):
+        room.say(ALICE, f"ours {number}")
+        room.say(far, f"theirs {number}")
+    last = room.say(ALICE, "the last")
+    purged = output_pb2.RoomPurged(before_event_id=last, local_events_kept=kept)
+    world.put(
+        output_pb2.OutputMessage(room_id=room.room_id, entries=[output_pb2.OutputEntry(room_purged=purged)])
+    )
+    joined = (await world.sync(ALICE))["rooms"]["join"][room.room_id]
+    said = [body for body in bodies(joined) if body is not None]
+    assert said == ([f"ours {number}" for number in range(3)] if kept else []) + ["the last"]
 
 
 async def test_redaction_reaches_what_is_read_later(world: SyncWorld) -> None:
