@@ -1,5 +1,7 @@
 """What the RoomServer counts and times."""
 
+from collections.abc import Mapping
+
 from servicekit import metrics
 
 batch_entries = metrics.histogram(
@@ -19,6 +21,11 @@ heads = metrics.histogram(
     ["participation"],
     buckets=(1, 2, 3, 5, 10, 20, 50, 100),
 )
+room_heads = metrics.gauge(
+    "roomserver_room_forward_extremities",
+    "Forward extremities of the rooms that have most of them, as last counted",
+    ["room_id"],
+)
 merges = metrics.counter("roomserver_merge_events", "Hidden events made to join heads")
 state_resets = metrics.counter(
     "roomserver_state_removed_by_resolution",
@@ -34,3 +41,12 @@ outbox = metrics.gauge("roomserver_outbox_messages", "OUTPUT messages committed 
 hot_rooms = metrics.gauge("roomserver_hot_rooms", "Rooms held in memory")
 table_rows = metrics.gauge("roomserver_table_rows", "Rows of a table, as last counted", ["table"])
 partitions_owned = metrics.gauge("roomserver_partitions_owned", "Partitions that this process owns")
+
+
+def note_sizes(rows: Mapping[str, int], heads: Mapping[str, int]) -> None:
+    """Note tables' rows, and the forward extremities of the rooms that have most."""
+    for table, count in rows.items():
+        table_rows.labels(table).set(count)
+    room_heads.clear()
+    for room_id, count in heads.items():
+        room_heads.labels(room_id).set(count)

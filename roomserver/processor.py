@@ -53,6 +53,7 @@ HAND_OVER_S = 1.0
 PLACED_MIN = 8
 """So many messages are published before a batch stores where they stand: fewer wait for more, or for quiet. What
 a crash leaves unstored the relay finds in the stream."""
+COLLECT_FIRST_S = 60.0
 COLLECT_EVERY_S = 3600.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
@@ -485,14 +486,15 @@ class Processor:
                 self._reopen()
 
     async def _collect_now_and_then(self) -> None:
+        pause_s = COLLECT_FIRST_S
         while True:
-            await asyncio.sleep(COLLECT_EVERY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = COLLECT_EVERY_S
             if 0 not in self._held:
                 continue  # one process does it for all
             try:
                 collected = await self.collect_garbage(dry_run=False, deep=False)
-                for table, rows in (await self._database.read(garbage.count_rows)).items():
-                    metrics.table_rows.labels(table).set(rows)
+                metrics.note_sizes(*await self._database.read(garbage.measure))
             except Exception as error:
                 if not is_transient(error):
                     raise

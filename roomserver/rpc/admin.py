@@ -98,8 +98,7 @@ class AdminServicer(AdminServiceServicer):
     ) -> query_pb2.CollectGarbageResponse:
         """See query.proto."""
         collected = await self._server.processor.collect_garbage(request.dry_run)
-        for table, rows in (await self._database.read(garbage.count_rows)).items():
-            metrics.table_rows.labels(table).set(rows)
+        metrics.note_sizes(*await self._database.read(garbage.measure))
         return query_pb2.CollectGarbageResponse(
             collected=[
                 query_pb2.Collected(table=table, rows=rows) for table, rows in sorted(collected.items())

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection
 
+from roomserver.storage import rooms
 from servicekit.database.raw import Sql
 
 DAY_MS = 24 * 3600 * 1000
@@ -65,6 +66,7 @@ TABLES = (
     "import_event",
     "dead_letter",
     "outlier_membership",
+    "erasure",
 )
 
 
@@ -105,3 +107,8 @@ def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: 
 def count_rows(conn: Connection) -> dict[str, int]:
     """How many rows tables have."""
     return {table: int(Sql(f"SELECT COUNT(*) FROM {table}").row(conn)[0]) for table in TABLES}
+
+
+def measure(conn: Connection) -> tuple[dict[str, int], dict[str, int]]:
+    """How many rows tables have, and the forward extremities of the rooms that have most."""
+    return count_rows(conn), rooms.load_most_heads(conn)

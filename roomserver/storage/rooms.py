@@ -39,6 +39,10 @@ _STORE_SERVER = Sql(
     " ON CONFLICT (room_nid, server) DO UPDATE SET joined = excluded.joined"
 )
 _DELETE_SERVER = Sql("DELETE FROM room_server WHERE room_nid = ? AND server = ?")
+MOST_HEADS = 20
+_MOST_HEADS = Sql(
+    "SELECT room_id, heads FROM room WHERE length(heads) > 5 ORDER BY length(heads) DESC LIMIT ?"
+)
 
 
 @dataclass(slots=True)
@@ -180,3 +184,9 @@ def store_server_counts(conn: Connection, counts: Iterable[tuple[int, str, int]]
             deleted.append((room_nid, server))
     _STORE_SERVER.many(conn, stored)
     _DELETE_SERVER.many(conn, deleted)
+
+
+def load_most_heads(conn: Connection, limit: int = MOST_HEADS) -> dict[str, int]:
+    """The rooms with most forward extremities, of those with several: room id -> how many."""
+    found = {room_id: len(unpack_ids(heads)) for room_id, heads in _MOST_HEADS.rows(conn, limit)}
+    return {room_id: count for room_id, count in found.items() if count > 1}

@@ -1,5 +1,7 @@
 """Events of other servers: the four states of an event, what waits, redactions, history, imports."""
 
+from typing import Any
+
 import orjson
 import pytest
 
@@ -7,9 +9,10 @@ from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeR
 from arbor.log.v1.output_pb2 import OutputMessage, Placement
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.events import Event
+from roomserver import metrics
 from roomserver.rpc import explain, exports, reads
 from roomserver.storage import events as event_rows
-from roomserver.storage import staging
+from roomserver.storage import garbage, staging
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, Room
 
@@ -19,9 +22,9 @@ HISTORY = EventOrigin.EVENT_ORIGIN_HISTORY
 OUTLIER = EventOrigin.EVENT_ORIGIN_OUTLIER
 
 
-def begin(bench: JudgeBench, version: str = "10") -> tuple[Room, str]:
+def begin(bench: JudgeBench, version: str = "10", content: dict[str, Any] | None = None) -> tuple[Room, str]:
     """A room of ours with Bob of another server in it."""
-    room = Room(version)
+    room = Room(version, content=content)
     room_id = room.room_id or ""
     bench.submit(local(room_id, [room.events[i] for i in room.order]))
     assert bench.submit(foreign(room_id, [room.member(BOB, "join")]))[0].code == CODE.VERDICT_CODE_ACCEPTED
@@ -138,6 +141,41 @@ def test_heads_that_pile_up_are_joined(bench: JudgeBench) -> None:
     assert told.sender == ALICE
     assert set(told.prev_event_ids) == {event.event_id for event in forks}
     assert list(told.forward_extremities) == [told.event_id]
+
+
+def test_rooms_with_many_heads_are_measured(bench: JudgeBench) -> None:
+    counts = {}
+    for number in (1, 4, 2):
+        room, room_id = begin(bench, "12", {"number": number})
+        heads = room.heads
+        forks = [room.send(BOB, "m.room.message", {"body": str(n)}, prev=heads) for n in range(number)]
+        bench.submit(*[foreign(room_id, [event]) for event in forks])
+        counts[room_id] = number
+        rows, most = bench.database.read_sync(garbage.measure)
+        assert most == {room_id: count for room_id, count in counts.items() if count > 1}
+        metrics.note_sizes(rows, most)
+    assert rows["room"] == 3
+    assert list(most.values()) == [4, 2], "those with most come first"
+    (told,) = metrics.room_heads.collect()
+    assert {sample.labels["room_id"]: sample.value for sample in told.samples} == most
+
+
+def test_more_heads_than_an_event_may_name_are_joined_step_by_step(bench: JudgeBench) -> None:
+    """A merge event names 20 heads; what is left goes with the next ones."""
+    room, room_id = begin(bench)
+    heads = room.heads
+    forks = [room.send(BOB, "m.room.message", {"body": str(n)}, prev=heads) for n in range(50)]
+    bench.submit(*[foreign(room_id, [event]) for event in forks])
+    merged = [
+        entry.room_event for entry in bench.entries if entry.room_event.type == "org.matrix.dummy_event"
+    ]
+    assert [len(event.prev_event_ids) for event in merged] == [20]
+    while len(heads := list(bench.entries[-1].room_event.forward_extremities)) >= 10:
+        before = len(heads)
+        prev = [head for head in heads if head in room.events][:1]
+        bench.submit(foreign(room_id, [room.send(BOB, "m.room.message", {"body": "more"}, prev=prev)]))
+        assert len(bench.entries[-1].room_event.prev_event_ids) <= 20
+        assert len(bench.entries[-1].room_event.forward_extremities) < before
 
 
 def test_state_that_another_server_told(bench: JudgeBench) -> None:
