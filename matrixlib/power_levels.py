@@ -121,13 +121,6 @@ class PowerLevels:
             level = parse_level(events.get(event_type), self._values)
             if level is not None:
                 return level
-        if (
-            event_type == "m.room.tombstone"
-            and is_state
-            and self.version.privileged_creators
-            and not self.exists
-        ):
-            return 50
         return self.named("state_default" if is_state else "events_default")
 
     def notification_level(self, name: str) -> int:
