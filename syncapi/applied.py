@@ -90,6 +90,31 @@ class ReceiptMoved(NamedTuple):
     timestamp_ms: int
 
 
+class ThreadEvent(NamedTuple):
+    """An event of a thread, and what it is to users with the predefined push rules: 1 or 0."""
+
+    room_id: str
+    position: int
+    thread_id: str
+    sender: str
+    notify: int
+    highlight: int
+
+
+class ThreadCounts(NamedTuple):
+    """What a user has not read of a room's threads.
+
+    `inside`: (notifications, highlights) that threads added to the room's totals since the user's place in the
+    main timeline. `threads`: thread -> (notifications, highlights).
+    """
+
+    inside: tuple[int, int]
+    threads: dict[str, tuple[int, int]]
+
+
+NO_THREADS = ThreadCounts((0, 0), {})
+
+
 class AccountDataSet(NamedTuple):
     """A user's account data changed; `content` None: deleted."""
 
@@ -122,6 +147,7 @@ class Applied:
     # (user, room, position) of each change of a local user's membership, or of its being forgotten
     memberships: list[tuple[str, str, int]] = field(default_factory=list)
     receipts: list[ReceiptMoved] = field(default_factory=list)
+    threaded: list[ThreadEvent] = field(default_factory=list)
     account_data: list[AccountDataSet] = field(default_factory=list)
     # (user, device, position)
     to_device: list[tuple[str, str, int]] = field(default_factory=list)

@@ -9,7 +9,7 @@ Loaded at start (rooms' counters, users' rooms, who is ignored, whose inbox is n
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -25,9 +25,11 @@ from syncapi.applied import (
     RoomCounters,
     StateChanged,
     StoredEvent,
+    ThreadCounts,
+    ThreadEvent,
     UserRoom,
 )
-from syncapi.storage import accounts, members, rooms, to_device
+from syncapi.storage import accounts, members, rooms, threads, to_device
 from syncapi.storage.tables import MAX_POSITION
 
 MAX_ENTRIES = 50_000
@@ -58,6 +60,8 @@ class RoomView:
     last_change: int = 0
     rendered: dict[object, object] = field(default_factory=dict)
     """Parts of answers that users share; emptied whenever the room changes."""
+    threads: dict[str, ThreadCounts] = field(default_factory=dict)
+    """What users who asked lately have not read of the room's threads."""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,7 @@ class Snapshot:
     ignored: list[tuple[str, bytes]]
     inboxes: list[tuple[str, str]]
     rooms_through: int = 0
+    threaded: Sequence[str] = ()
 
 
 def load_snapshot(connection: Connection) -> Snapshot:
@@ -98,6 +103,7 @@ def load_snapshot(connection: Connection) -> Snapshot:
         accounts.load_global(connection, "m.ignored_user_list"),
         to_device.load_pending(connection),
         accounts.load_marker(connection, "rooms_through"),
+        threads.load_threaded_rooms(connection),
     )
 
 
@@ -121,6 +127,8 @@ class Window:
         self.users: dict[str, UserView] = {}
         self.members: dict[tuple[str, str], StoredEvent] = {}
         """Membership events lately asked for: (room, user) -> event, kept right by what is applied."""
+        self.threaded: set[str] = set()
+        """Rooms that have threads."""
         self.recent: deque[tuple[int, str]] = deque()
         """(position, room) of everything that changed a room."""
         self.device_lists: deque[tuple[int, str]] = deque()
@@ -143,6 +151,7 @@ class Window:
         self.rooms = {counters.room_id: RoomView(counters) for counters in snapshot.rooms}
         self.users = {}
         self.members.clear()
+        self.threaded = set(snapshot.threaded)
         for deque_ in (self.recent, self.device_lists, self._held):
             deque_.clear()
         self.sequence = snapshot.sequence
@@ -195,8 +204,11 @@ class Window:
                     del self.members[change.room_id, change.state_key]
                 else:
                     self.members[change.room_id, change.state_key] = change.event
+        for threaded in applied.threaded:
+            self._count_in_thread(threaded)
         for receipt in applied.receipts:
             room = self._room(receipt.room_id)
+            room.threads.pop(receipt.user_id, None)
             self._hold(room.receipts, receipt.position, receipt)
             touched[receipt.room_id] = max(receipt.position, touched.get(receipt.room_id, 0))
         for redacted in applied.redactions:
@@ -275,12 +287,28 @@ class Window:
         view = self.user(row.user_id)
         view.rooms[row.room_id] = row
         room = self._room(row.room_id)
+        # The user has read on, or an event is something else to this user than to others.
+        room.threads.pop(row.user_id, None)
         if row.joined_until == MAX_POSITION:
             view.joined.add(row.room_id)
             room.joined.add(row.user_id)
         else:
             view.joined.discard(row.room_id)
             room.joined.discard(row.user_id)
+
+    def _count_in_thread(self, event: ThreadEvent) -> None:
+        self.threaded.add(event.room_id)
+        room = self._room(event.room_id)
+        room.threads.pop(event.sender, None)  # writing is reading
+        if not event.notify:
+            return
+        for user, (inside, by_thread) in room.threads.items():
+            known = by_thread.get(event.thread_id, (0, 0))
+            counted = known[0] + event.notify, known[1] + event.highlight
+            room.threads[user] = ThreadCounts(
+                (inside[0] + event.notify, inside[1] + event.highlight),
+                {**by_thread, event.thread_id: counted},
+            )
 
     def _drop_room(self, room_id: str, applied: Applied) -> None:
         old = self.rooms.get(room_id)
@@ -292,6 +320,7 @@ class Window:
             for view in self.users.values():
                 view.rooms.pop(room_id, None)
             del self.rooms[room_id]
+        old.threads.clear()
         for key in [key for key in self.members if key[0] == room_id]:
             del self.members[key]
         # Whatever a client has of it came before: it is answered from the database.

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from servicekit.log.errors import StopFollowing
 from syncapi import notifications
 from syncapi.applied import Applied, RoomCounters, UserRoom
-from syncapi.storage import accounts, events, members, rooms, state
+from syncapi.storage import accounts, events, members, rooms, state, threads
 
 SnapshotEvents = Mapping[int, Sequence[tuple[str, bytes]]]
 
@@ -137,6 +137,7 @@ class Batch:
         rooms.store_rooms(self.connection, [room.counters() for room in self.touched.values()])
         members.store_user_rooms(self.connection, list(self.applied.user_rooms.values()))
         members.store_exceptions(self.connection, self.exceptions)
+        threads.store_thread_events(self.connection, self.applied.threaded)
         if self.applied.to_device and self.applied.sequence > self.primary_through:
             accounts.store_marker(self.connection, "primary", self.applied.sequence)
         for room_id, room in self.touched.items():

@@ -7,7 +7,7 @@ import orjson
 
 from arbor.log.v1 import output_pb2
 from syncapi import notifications
-from syncapi.applied import StoredEvent, UserRoom
+from syncapi.applied import StoredEvent, ThreadEvent, UserRoom
 from syncapi.applying.batch import Batch, RoomCache
 from syncapi.storage import accounts, members, state
 from syncapi.storage.tables import MAX_POSITION
@@ -29,6 +29,17 @@ def notify(
     )
     room.notify_total += outcome.notify
     room.highlight_total += outcome.highlight
+    if event.thread_id is not None:
+        batch.applied.threaded.append(
+            ThreadEvent(
+                room.room_id,
+                event.position,
+                event.thread_id,
+                event.sender,
+                int(outcome.notify),
+                int(outcome.highlight),
+            )
+        )
     found = dict.fromkeys(notifications.mentioned_users(event.type, content), notifications.HIGHLIGHT)
     _edited_rules(batch, room, entry, found)
     for user, exception in found.items():

@@ -78,10 +78,10 @@ def room_event(
             batch.writer.relations.append(
                 (position, entry.event_id, message.room_id, parent, rel_type, entry.type, entry.sender)
             )
-    if timeline:
+    if timeline and thread_id is None:
         sender = room.members.get(entry.sender)
         if sender is not None and sender.joined_until == MAX_POSITION:
-            # Sending an event is reading up to it.
+            # Sending an event is reading up to it. In a thread it is that of the thread (`storage.threads`).
             read_up_to(batch, room, sender, position, room.notify_total, room.highlight_total)
 
 

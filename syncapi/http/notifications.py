@@ -7,7 +7,7 @@ NOTSPEC: of actions only `notify` and the highlight tweak are told; sounds are n
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from syncapi.auth import Caller
 from syncapi.http.edge import Edge
 from syncapi.http.rendering import render_one
 from syncapi.storage import events as event_storage
-from syncapi.storage import members, state
+from syncapi.storage import members, state, threads
 from syncapi.storage.accounts import load_account_entry
 from syncapi.storage.tables import MAX_POSITION
 from syncapi.visibility import Past, visible
@@ -66,6 +66,10 @@ def load_notifications(
         for row in members.load_rooms_of_user(connection, user_id)
         if row.joined_until == MAX_POSITION
     }
+    threaded = threads.load_threaded_among(connection, list(joined))
+    read_places = {
+        room_id: threads.load_read_places(connection, joined[room_id]) for room_id in sorted(threaded)
+    }
     through = MAX_POSITION if before is None else before - 1
     histories = state.load_member_history(connection, list(joined), user_id)
     found: list[bytes] = []
@@ -93,13 +97,20 @@ def load_notifications(
             % (
                 orjson.dumps(HIGHLIGHT if highlight > 0 else ["notify"]),
                 render_one(caller, event, past, outside),
-                b"true" if event.position <= joined[event.room_id].read_position else b"false",
+                b"true" if _is_read(event, joined[event.room_id], read_places) else b"false",
                 orjson.dumps(event.room_id),
                 time_ms,
             )
         )
     token = b"" if next_token is None else b',"next_token":"%d"' % next_token
     return b'{"notifications":[%b]%b}' % (b",".join(found), token)
+
+
+def _is_read(event: StoredEvent, row: UserRoom, places: Mapping[str, Mapping[str, int]]) -> bool:
+    if event.thread_id is None:
+        return event.position <= row.read_position
+    of_room = places.get(event.room_id, {})
+    return event.position <= max(of_room.get("", 0), of_room.get(event.thread_id, 0))
 
 
 def add_routes(router: Router, edge: Edge) -> None:

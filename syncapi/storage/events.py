@@ -298,4 +298,10 @@ def purge_history(
         "DELETE FROM room_state WHERE room_id = ? AND until_position <= ?",
         (before.room_id, before.position),
     )
+    run(
+        connection,
+        "DELETE FROM thread_event WHERE room_id = ? AND position IN"
+        f" (SELECT position FROM event WHERE {condition})",
+        (before.room_id, *parameters),
+    )
     run(connection, f"DELETE FROM event WHERE {condition}", parameters)

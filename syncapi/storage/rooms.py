@@ -52,6 +52,7 @@ def purge_room(connection: Connection, room_id: str) -> None:
         "room_state",
         "user_room",
         "notification_exception",
+        "thread_event",
         "receipt",
         "account_data",
         "room",

@@ -150,6 +150,18 @@ notification_exception = Table(
     info={"kind": "derived"},
 )
 
+thread_event = Table(
+    "thread_event",
+    metadata,
+    Column("room_id", Text, primary_key=True),
+    Column("position", _BigInt, primary_key=True, autoincrement=False),
+    Column("thread_id", Text, nullable=False, comment="the thread's root"),
+    Column("sender", Text, nullable=False),
+    Column("notify", SmallInteger, nullable=False, comment="what it added to the room's total: 0 or 1"),
+    Column("highlight", SmallInteger, nullable=False, comment="what it added to the room's total: 0 or 1"),
+    info={"kind": "derived"},
+)
+
 relation = Table(
     "relation",
     metadata,

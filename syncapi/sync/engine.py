@@ -216,6 +216,9 @@ class SyncEngine:
                 for room_id, parts in loaded.summaries.items():
                     if room_id in self._window.rooms:
                         self._window.rooms[room_id].rendered[from_window.SUMMARY] = parts
+                for room_id, counts in loaded.threads.items():
+                    if room_id in self._window.rooms:
+                        self._window.rooms[room_id].threads[reader.user_id] = counts
             return loaded
         finally:
             if self._filling is filling:

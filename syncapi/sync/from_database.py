@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import orjson
 from sqlalchemy import Connection
 
-from syncapi.applied import ReceiptMoved, RoomCounters, StoredEvent, UserRoom
+from syncapi.applied import NO_THREADS, ReceiptMoved, RoomCounters, StoredEvent, ThreadCounts, UserRoom
 from syncapi.bundles import load_bundles
-from syncapi.storage import accounts, members, receipts, rooms, state, to_device
+from syncapi.storage import accounts, members, receipts, rooms, state, threads, to_device
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
 from syncapi.sync.account_data import by_room, render_account_data
@@ -38,7 +38,7 @@ class DatabaseAnswer:
     """An answer with the position it leads to.
 
     `members`: membership events that a lazy-loading client was given, and `summaries`: what rooms' summaries
-    were made of, both for the window to remember.
+    were made of, and what is not read of rooms' threads, all for the window to remember.
     """
 
     answer: Answer
@@ -46,6 +46,7 @@ class DatabaseAnswer:
     sequence: int
     members: list[StoredEvent] = field(default_factory=list)
     summaries: dict[str, SummaryParts] = field(default_factory=dict)
+    threads: dict[str, ThreadCounts] = field(default_factory=dict)
 
 
 def load_answer(
@@ -87,6 +88,7 @@ class _Builder:
         self.through = through
         self.source = DatabaseSource(connection)
         self.room_data: dict[str, list[bytes]] = {}
+        self.threaded: set[str] = set()
 
     def build(self) -> None:
         reader, filter_ = self.reader, self.reader.filter
@@ -215,6 +217,7 @@ class _Builder:
     ) -> None:
         ids = [row.room_id for row in joined]
         counters = rooms.load_rooms(self.connection, ids)
+        self.threaded = threads.load_threaded_among(self.connection, ids)
         ephemeral = self.reader.filter.ephemeral
         receipts_of: dict[str, list[ReceiptMoved]] = {}
         if ephemeral.passes("m.receipt", ""):
@@ -309,7 +312,18 @@ class _Builder:
         return render_room(
             render_events(reader, past, timeline, chosen, state_key=request.state_key),
             summary=summary,
-            unread=render_unread(room, row),
+            unread=render_unread(
+                room,
+                row,
+                self._threads(row),
+                by_thread=reader.filter.timeline.unread_thread_notifications,
+            ),
             account_data=data,
             ephemeral=ephemeral,
         )
+
+    def _threads(self, row: UserRoom) -> ThreadCounts:
+        if row.room_id not in self.threaded:
+            return NO_THREADS
+        counts = self.result.threads[row.room_id] = threads.load_thread_counts(self.connection, row)
+        return counts

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TypeVar
 
-from syncapi.applied import AccountDataSet, ReceiptMoved, StateChanged, StoredEvent
+from syncapi.applied import (
+    NO_THREADS,
+    AccountDataSet,
+    ReceiptMoved,
+    StateChanged,
+    StoredEvent,
+    ThreadCounts,
+)
 from syncapi.sync.account_data import by_room, render_account_data
 from syncapi.sync.context import Reader
 from syncapi.sync.joined import render_events, render_room
@@ -156,10 +163,24 @@ def _room(
     return render_room(
         events or _nothing(request),
         summary=summary,
-        unread=render_unread(room.counters, view.rooms[room_id]),
+        unread=render_unread(
+            room.counters,
+            view.rooms[room_id],
+            _threads(window, room, reader.user_id),
+            by_thread=reader.filter.timeline.unread_thread_notifications,
+        ),
         account_data=data,
         ephemeral=ephemeral,
     )
+
+
+def _threads(window: Window, room: RoomView, user_id: str) -> ThreadCounts:
+    if room.counters.room_id not in window.threaded:
+        return NO_THREADS
+    found = room.threads.get(user_id)
+    if found is None:
+        raise NotInMemory
+    return found
 
 
 def _summary(room: RoomView, reader: Reader, since: int) -> tuple[bytes | None, list[str]]:

@@ -38,14 +38,11 @@ def render_room(
     account_data: list[bytes],
     ephemeral: list[bytes],
 ) -> bytes:
-    """Return a joined room's object from its parts."""
-    return (
-        b'{%b,"summary":%b,"unread_notifications":%b,"account_data":{"events":[%b]},"ephemeral":{"events":[%b]}}'
-        % (
-            events,
-            summary or b"{}",
-            unread,
-            b",".join(account_data),
-            b",".join(ephemeral),
-        )
+    """Return a joined room's object from its parts. `unread`: members with the counts."""
+    return b'{%b,"summary":%b,%b,"account_data":{"events":[%b]},"ephemeral":{"events":[%b]}}' % (
+        events,
+        summary or b"{}",
+        unread,
+        b",".join(account_data),
+        b",".join(ephemeral),
     )
