@@ -28,6 +28,7 @@ from federation.local_users import LocalUsers
 from federation.outbound.client import FederationClient
 from federation.outbound.discovery import Discovery
 from federation.outbound.transport import Transport
+from federation.receipt.device_lists import DeviceLists
 from federation.receipt.edus import EduReader
 from federation.receipt.fetcher import Fetcher
 from federation.receipt.pdu_checks import PduChecker
@@ -99,8 +100,9 @@ class Parts:
         # -- receiving
         self.teller = teller = Teller(connection, database)
         edus = EduReader(rooms, config.is_local, now_ms, presence_enabled=config.presence.enabled)
+        self.device_lists = device_lists = DeviceLists(client, rooms, database, teller, now_ms)
         self.receiver = receiver = TransactionReceiver(
-            database, connection, rooms, checker, edus, submitter, teller, now_ms
+            database, connection, rooms, checker, edus, submitter, teller, device_lists.wake, now_ms
         )
         self.fetcher = fetcher = Fetcher(client, checker, rooms, submitter, database, names, now_ms)
 
@@ -158,5 +160,16 @@ class Parts:
         )
         self.staging = staging = Staging(database, receiver, now_ms)
         self.running: list[Callable[[], Awaitable[None]]] = [
-            task.run for task in (destinations, teller, staging, fetcher, sender, follower, live, joins)
+            task.run
+            for task in (
+                destinations,
+                teller,
+                staging,
+                fetcher,
+                device_lists,
+                sender,
+                follower,
+                live,
+                joins,
+            )
         ]

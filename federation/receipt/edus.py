@@ -5,13 +5,14 @@
 belong to the server that sent it, and be where it claims to be; what does not pass is ignored in silence.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from arbor.log.v1 import live_pb2, output_pb2
 from federation.clock import NowMs
 from federation.rooms import Rooms
+from federation.storage.device_lists import DeviceChange
 from federation.tell import Telling
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical
 from matrixlib.identifiers import is_valid_user_id, server_name_of
@@ -24,8 +25,12 @@ TYPING_MS = 30_000
 MAX_TEXT = 255
 MAX_STATUS = 4096
 MAX_CONTENT_BYTES = 200 * 1024
+# What one message on the log may hold, well below the 1 MiB that the log takes.
+MAX_MESSAGE_BYTES = 512 * 1024
+MAX_PREV_IDS = 100
 PRESENCES = ("online", "unavailable", "offline")
 _MAX_JS_INT = 2**53 - 1
+_DEVICE_KINDS = ("m.device_list_update", "m.signing_key_update", "org.matrix.signing_key_update")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,21 @@ class ToDeviceId:
     tellings: tuple[Telling, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceUpdate:
+    """News of a user's devices in their order. `change` tells whether it is new; None: of cross-signing keys."""
+
+    change: DeviceChange | None
+    telling: Telling
+
+
 @dataclass(slots=True)
 class Heard:
     """What a transaction's EDUs come to."""
 
     tellings: list[Telling] = field(default_factory=list)
     to_device: list[ToDeviceId] = field(default_factory=list)
+    device_updates: list[DeviceUpdate] = field(default_factory=list)
     live: list[tuple[str, str, live_pb2.LiveMessage]] = field(default_factory=list)
     """(kind of subject, id, message)."""
 
@@ -66,16 +80,34 @@ class EduReader:
     async def read(self, origin: str, edus: Sequence[Any]) -> Heard:
         """Read a transaction's EDUs; a bad one is ignored alone."""
         heard = Heard()
+        known = await self._known_users(origin, edus)
         for edu in edus:
             if not isinstance(edu, dict) or not isinstance(edu.get("content"), dict):
                 continue
             try:
-                await self._read_one(origin, edu.get("edu_type"), edu["content"], heard)
+                await self._read_one(origin, edu.get("edu_type"), edu["content"], known, heard)
             except (CanonicalJsonError, ValueError, MatrixError) as error:
                 log.info("edu_ignored", origin=origin, kind=str(edu.get("edu_type"))[:50], reason=str(error))
         return heard
 
-    async def _read_one(self, origin: str, kind: Any, content: dict[str, Any], heard: Heard) -> None:
+    async def _known_users(self, origin: str, edus: Sequence[Any]) -> frozenset[str]:
+        """The users with news of their devices who share a room with somebody here; others do not matter."""
+        users = {
+            edu["content"].get("user_id")
+            for edu in edus
+            if isinstance(edu, dict)
+            and isinstance(edu.get("content"), dict)
+            and edu.get("edu_type") in _DEVICE_KINDS
+            and _is_user_of(edu["content"].get("user_id"), origin)
+        }
+        if not users:
+            return frozenset()
+        found = await self._rooms.memberships("", sorted(users), ["join"])
+        return frozenset(item.membership.user_id for item in found)
+
+    async def _read_one(
+        self, origin: str, kind: Any, content: dict[str, Any], known: Container[str], heard: Heard
+    ) -> None:
         match kind:
             case "m.typing":
                 await self._typing(origin, content, heard)
@@ -86,9 +118,9 @@ class EduReader:
             case "m.direct_to_device":
                 self._direct_to_device(origin, content, heard)
             case "m.device_list_update":
-                self._device_list_update(origin, content, heard)
+                self._device_list_update(content, known, heard)
             case "m.signing_key_update" | "org.matrix.signing_key_update":
-                self._signing_key_update(origin, content, heard)
+                self._signing_key_update(content, known, heard)
             case _:
                 pass  # kinds that we do not know are not for us
 
@@ -119,11 +151,9 @@ class EduReader:
                 if user_id in joined
                 for receipt in self._receipt(user_id, reads[user_id])
             ]
-            if receipts:
+            for entries in _pieces([output_pb2.OutputEntry(receipt=receipt) for receipt in receipts]):
                 message = output_pb2.OutputMessage(
-                    room_id=room_id,
-                    created_ms=self._now_ms(),
-                    entries=[output_pb2.OutputEntry(receipt=receipt) for receipt in receipts],
+                    room_id=room_id, created_ms=self._now_ms(), entries=entries
                 )
                 heard.tellings.append(Telling("room.receipt", room_id, message))
 
@@ -203,45 +233,64 @@ class EduReader:
                 for device_id, body in (by_device.items() if isinstance(by_device, dict) else ())
                 if _is_text(device_id) and isinstance(body, dict)
             ]
-            if entries:
-                message = output_pb2.OutputMessage(
-                    user_id=user_id, created_ms=self._now_ms(), entries=entries
-                )
+            for piece in _pieces(entries):
+                message = output_pb2.OutputMessage(user_id=user_id, created_ms=self._now_ms(), entries=piece)
                 tellings.append(Telling("user.to_device", user_id, message))
         if tellings:
             heard.to_device.append(ToDeviceId(origin, message_id, tuple(tellings)))
 
-    def _device_list_update(self, origin: str, content: dict[str, Any], heard: Heard) -> None:
-        user_id, device_id = content.get("user_id"), content.get("device_id")
-        stream_id = content.get("stream_id")
-        if not _is_user_of(user_id, origin) or not _is_text(device_id) or type(stream_id) is not int:
+    def _device_list_update(self, content: dict[str, Any], known: Container[str], heard: Heard) -> None:
+        user_id, device_id = str(content.get("user_id")), content.get("device_id")
+        stream_id, prev_ids = content.get("stream_id"), content.get("prev_id", [])
+        if user_id not in known or not _is_text(device_id) or not _is_stream_id(stream_id):
             return
+        if not isinstance(prev_ids, list) or not all(_is_stream_id(item) for item in prev_ids):
+            raise ValueError("prev_id is no array of stream ids")
         changed = output_pb2.DeviceListChanged(
-            stream_id=stream_id if 0 <= stream_id <= _MAX_JS_INT else 0,
+            stream_id=stream_id,
             device_id=device_id,
             deleted=content.get("deleted") is True,
-            # All of it: `prev_id` tells whoever keeps device lists whether one was missed.
             keys_json=_small_json(content),
         )
-        self._tell_device_list(user_id, changed, heard)
+        change = DeviceChange(user_id, stream_id, tuple(prev_ids[:MAX_PREV_IDS]))
+        heard.device_updates.append(DeviceUpdate(change, self._device_list_told(user_id, changed)))
 
-    def _signing_key_update(self, origin: str, content: dict[str, Any], heard: Heard) -> None:
-        user_id = content.get("user_id")
-        if _is_user_of(user_id, origin):
+    def _signing_key_update(self, content: dict[str, Any], known: Container[str], heard: Heard) -> None:
+        user_id = str(content.get("user_id"))
+        if user_id in known:
             changed = output_pb2.DeviceListChanged(keys_json=_small_json(content))
-            self._tell_device_list(user_id, changed, heard)
+            heard.device_updates.append(DeviceUpdate(None, self._device_list_told(user_id, changed)))
 
-    def _tell_device_list(self, user_id: Any, changed: output_pb2.DeviceListChanged, heard: Heard) -> None:
+    def _device_list_told(self, user_id: str, changed: output_pb2.DeviceListChanged) -> Telling:
         message = output_pb2.OutputMessage(
             user_id=user_id,
             created_ms=self._now_ms(),
             entries=[output_pb2.OutputEntry(device_list_changed=changed)],
         )
-        heard.tellings.append(Telling("user.device_list", user_id, message))
+        return Telling("user.device_list", user_id, message)
+
+
+def _pieces(entries: Iterable[output_pb2.OutputEntry]) -> Iterable[list[output_pb2.OutputEntry]]:
+    """Entries in pieces that each fit one message."""
+    piece: list[output_pb2.OutputEntry] = []
+    size = 0
+    for entry in entries:
+        length = entry.ByteSize() + 16
+        if piece and size + length > MAX_MESSAGE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(entry)
+        size += length
+    if piece:
+        yield piece
 
 
 def _is_user_of(value: Any, origin: str) -> TypeGuard[str]:
     return is_valid_user_id(value) and server_name_of(value) == origin
+
+
+def _is_stream_id(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MAX_JS_INT
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

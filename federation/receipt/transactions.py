@@ -11,7 +11,7 @@ Transactions of one server are taken one at a time, those of different servers s
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from federation.clock import NowMs
 from federation.receipt.edus import EduReader, Heard
 from federation.receipt.pdu_checks import Dropped, PduChecker
 from federation.rooms import Rooms
+from federation.storage import device_lists
 from federation.storage import inbound as storage
 from federation.storage.inbound import StagedPdu
 from federation.submit import Submitter, Verdict, federation_entry
@@ -57,7 +58,11 @@ class _Sorted:
 
 
 class TransactionReceiver:
-    """See the module."""
+    """See the module.
+
+    Args:
+        on_device_updates: called when changes of device lists were stored, of which some may leave gaps.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class TransactionReceiver:
         edus: EduReader,
         submitter: Submitter,
         teller: Teller,
+        on_device_updates: Callable[[], None],
         now_ms: NowMs,
     ) -> None:
         self._database = database
@@ -77,6 +83,7 @@ class TransactionReceiver:
         self._edus = edus
         self._submitter = submitter
         self._teller = teller
+        self._on_device_updates = on_device_updates
         self._now_ms = now_ms
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -109,6 +116,8 @@ class TransactionReceiver:
         heard = await self._edus.read(origin, edus)
         entries = await self._database.write(self._stage, origin, txn_id, checked, heard)
         self._teller.publish(entries)
+        if heard.device_updates:
+            self._on_device_updates()
         self._publish_live(heard)
         _edus.inc(len(edus))
         judged = await self._judge_all(origin, checked)
@@ -164,9 +173,15 @@ class TransactionReceiver:
             now,
         )
         tellings = list(heard.tellings)
-        for message in heard.to_device:
-            if storage.note_message(conn, message.origin, message.message_id, now):
-                tellings.extend(message.tellings)
+        if heard.to_device:
+            ids = [message.message_id for message in heard.to_device]
+            fresh = storage.note_messages(conn, origin, ids, now)
+            for message, is_new in zip(heard.to_device, fresh, strict=True):
+                tellings.extend(message.tellings if is_new else ())
+        changes = [update.change for update in heard.device_updates if update.change is not None]
+        news = iter(device_lists.note_changes(conn, changes, now) if changes else ())
+        for update in heard.device_updates:
+            tellings.extend([update.telling] if update.change is None or next(news) else ())
         return self._teller.store(conn, tellings) if tellings else []
 
     def _publish_live(self, heard: Heard) -> None:

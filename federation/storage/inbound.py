@@ -98,15 +98,23 @@ def count_staged(conn: Connection) -> int:
     return int(conn.execute(select(func.count()).select_from(staged_pdu)).scalar_one())
 
 
-def note_message(conn: Connection, origin: str, message_id: str, now_ms: int) -> bool:
-    """Note a to-device message; False: it came before."""
+def note_messages(conn: Connection, origin: str, message_ids: Sequence[str], now_ms: int) -> list[bool]:
+    """Note to-device messages of a server; False for each that came before."""
     table = seen_message
-    known = conn.execute(
-        select(table.c.origin).where(table.c.origin == origin, table.c.message_id == message_id)
-    ).first()
-    if known is None:
-        conn.execute(insert(table).values(origin=origin, message_id=message_id, received_ms=now_ms))
-    return known is None
+    query = select(table.c.message_id).where(table.c.origin == origin, table.c.message_id.in_(message_ids))
+    known = set(conn.execute(query).scalars())
+    fresh = []
+    for message_id in message_ids:
+        fresh.append(message_id not in known)
+        known.add(message_id)
+    rows = [
+        {"origin": origin, "message_id": message_id, "received_ms": now_ms}
+        for message_id, is_new in zip(message_ids, fresh, strict=True)
+        if is_new
+    ]
+    if rows:
+        conn.execute(insert(table), rows)
+    return fresh
 
 
 def forget_before(conn: Connection, before_ms: int) -> None:

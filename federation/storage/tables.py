@@ -89,6 +89,21 @@ seen_message = Table(
     Column("received_ms", BigInteger, nullable=False, index=True, comment="when it came"),
 )
 
+device_list = Table(
+    "device_list",
+    metadata,
+    Column("user_id", Text, primary_key=True, comment="a user of another server"),
+    Column("stream_ids_json", LargeBinary, nullable=False, comment="JSON list of the last changes known"),
+    Column(
+        "gaps", Integer, nullable=False, default=0, comment="counts what calls for the whole list; 0: none"
+    ),
+    Column("attempts", Integer, nullable=False, default=0, comment="tries to get the list that failed"),
+    Column("next_try_ms", BigInteger, nullable=False, index=True, comment="0: now; meaningless without gaps"),
+    Column("cause", Text, nullable=False, default="", comment="why the last try failed"),
+    Column("updated_ms", BigInteger, nullable=False, index=True, comment="when something last came"),
+    comment="how far the device lists of other servers' users are known without a gap",
+)
+
 # -- sending -----------------------------------------------------------------------------------------------
 
 destination = Table(

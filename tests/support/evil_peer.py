@@ -13,6 +13,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Self
 
 import aiohttp
@@ -164,7 +165,7 @@ class EvilPeer:
                 destination=destination or "",
                 content=content,
             )
-        data = None if content is None else orjson.dumps(content)
+        data = None if content is None else BytesIO(orjson.dumps(content))
         async with self._session.request(method, f"{base_url}{path}", data=data, headers=headers) as response:
             raw = await response.read()
         try:

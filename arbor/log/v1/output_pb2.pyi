@@ -818,6 +818,7 @@ class DeviceListChanged(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     KEYS_JSON_FIELD_NUMBER: _builtins.int
+    WHOLE_LIST_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Counts up with each change of that user."""
     device_id: _builtins.str
@@ -825,7 +826,9 @@ class DeviceListChanged(_message.Message):
     deleted: _builtins.bool
     """The device is gone."""
     keys_json: _builtins.bytes
-    """The device's keys as JSON. Empty: none or unchanged."""
+    """The device's keys as JSON. Of another server's user the whole EDU's content instead. Empty: none or unchanged."""
+    whole_list: _builtins.bool
+    """`keys_json` is the user's whole list as `GET /user/devices/{userId}` answers it: what was known before is gone."""
     def __init__(
         self,
         *,
@@ -833,10 +836,11 @@ class DeviceListChanged(_message.Message):
         device_id: _builtins.str = ...,
         deleted: _builtins.bool = ...,
         keys_json: _builtins.bytes = ...,
+        whole_list: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "device_id", b"device_id", "keys_json", b"keys_json", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "device_id", b"device_id", "keys_json", b"keys_json", "stream_id", b"stream_id", "whole_list", b"whole_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,8 +146,8 @@ def test_a_transaction_is_remembered_with_its_answer(conn: Connection) -> None:
     inbound.finish_transaction(conn, A, "1", b"{}")
     assert inbound.load_response(conn, A, "1") == b"{}"
     assert inbound.load_response(conn, B, "1") is None
-    assert inbound.note_message(conn, A, "m", 1000)
-    assert not inbound.note_message(conn, A, "m", 1000)
+    assert inbound.note_messages(conn, A, ["m", "n", "m"], 1000) == [True, True, False]
+    assert inbound.note_messages(conn, A, ["o", "m"], 1000) == [True, False]
     inbound.forget_before(conn, 1001)
     assert inbound.load_response(conn, A, "1") is None
 
