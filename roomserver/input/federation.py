@@ -20,7 +20,7 @@ from arbor.log.v1 import input_pb2
 from arbor.log.v1.output_pb2 import OutputEntry, Placement, RoomMissing
 from matrixlib.events import Event, EventFormatError, parse_event, redact_event
 from roomserver import metrics
-from roomserver.input import apply, auth, gaps, load, local, outputs, redactions, resolution, snapshots
+from roomserver.input import apply, auth, gaps, load, local, merge, outputs, redactions, resolution, snapshots
 from roomserver.input.auth import AuthEvents, Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -75,6 +75,7 @@ def judge(batch: Batch, request: Request) -> None:
             judged = judge_event(batch, work, event, submit.origin_server, given)
             if judged.row is not None:
                 wake_waiters(batch, work, [event.event_id])
+                merge.merge_many_heads(batch, work)
         last_index = index
     answer(batch, request, work, judged, submit.events[-1].event_id, last_index)
 

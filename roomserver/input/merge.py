@@ -24,7 +24,16 @@ log = get_logger("roomserver.input")
 EVENT_TYPE = "org.matrix.dummy_event"
 MERGE_FROM = 10
 """Heads from which a merge event is made."""
+MERGE_AT_ONCE = 2 * MERGE_FROM
 MAX_TRIES = 5
+
+
+def merge_many_heads(batch: Batch, work: RoomWork) -> None:
+    """In the middle of a batch: each event that comes costs more the more heads there are, so hundreds of forks
+    do not wait for the end.
+    """
+    if len(work.heads) >= MERGE_AT_ONCE and len(work.heads) % MERGE_FROM == 0:
+        merge_heads(batch, work)
 
 
 def merge_heads(batch: Batch, work: RoomWork) -> bool:

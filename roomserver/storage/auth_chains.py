@@ -19,6 +19,7 @@ _PLACES = Sql("SELECT event_nid, chain_id, seq FROM auth_chain WHERE event_nid I
 _TIPS = Sql("SELECT chain_id, MAX(seq) FROM auth_chain WHERE chain_id IN ? GROUP BY chain_id")
 _LINKS = Sql("SELECT chain_id, seq, to_chain, to_seq FROM auth_chain_link WHERE chain_id IN ?")
 _RANGE = Sql("SELECT event_nid FROM auth_chain WHERE chain_id = ? AND seq > ? AND seq <= ?")
+_RANGES = Sql("SELECT event_nid, chain_id, seq FROM auth_chain WHERE chain_id IN ? AND seq > ? AND seq <= ?")
 _STORE = Sql("INSERT INTO auth_chain (event_nid, chain_id, seq) VALUES (?, ?, ?)")
 _STORE_LINK = Sql(
     "INSERT INTO auth_chain_link (chain_id, seq, to_chain, to_seq) VALUES (?, ?, ?, ?)"
@@ -30,6 +31,9 @@ _REMOVE_LINKS = Sql(
     " auth_chain_link.chain_id"
     " AND a.seq = auth_chain_link.seq AND a.event_nid IN ?)"
 )
+
+WINDOW = 500
+"""Ranges of a chain that are longer are read one by one."""
 
 Reach = dict[int, int]
 """chain -> greatest number reached in it."""
@@ -152,9 +156,23 @@ def load_difference(
 
 def load_ranges(conn: Connection, ranges: dict[int, tuple[int, int]]) -> set[int]:
     """Return the events of chains between two numbers, the first excluded."""
-    found: set[int] = set()
-    for chain, (low, high) in ranges.items():
-        found.update(row[0] for row in _RANGE.rows(conn, chain, low, high))
+    # A chain's first event has the chain's number, and most chains are one member event.
+    found = {chain for chain, (low, high) in ranges.items() if low == 0 < high}
+    windows: dict[int, dict[int, tuple[int, int]]] = {}
+    for chain, (after, high) in ranges.items():
+        low = max(after, 1)
+        if high - low > WINDOW:
+            found.update(row[0] for row in _RANGE.rows(conn, chain, low, high))
+        elif high > low:
+            windows.setdefault(low // WINDOW, {})[chain] = (low, high)
+    # Short ranges that lie near to each other in their chains go together.
+    for window, chains in windows.items():
+        start = window * WINDOW
+        for part in chunks(list(chains), 10_000):
+            for nid, chain, seq in _RANGES.rows(conn, list(part), start, start + 2 * WINDOW):
+                low, high = chains[chain]
+                if low < seq <= high:
+                    found.add(nid)
     return found
 
 

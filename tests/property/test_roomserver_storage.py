@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,9 +84,10 @@ graphs = st.lists(st.lists(st.integers(0, 10**6), max_size=4), min_size=1, max_s
     graph=graphs,
     sets=st.lists(st.lists(st.integers(0, 10**6), max_size=5), min_size=2, max_size=4),
     size=st.integers(1, 20),
+    window=st.sampled_from([1, 3, 500]),
 )
 def test_the_chain_cover_tells_what_a_walk_tells(
-    graph: list[list[int]], sets: list[list[int]], size: int
+    graph: list[list[int]], sets: list[list[int]], size: int, window: int
 ) -> None:
     links = {
         nid: tuple(sorted({1 + pick % (nid - 1) for pick in picks})) if nid > 1 else ()
@@ -96,7 +98,7 @@ def test_the_chain_cover_tells_what_a_walk_tells(
     def walk(nid: str) -> list[str]:
         return [str(link) for link in links[int(nid)]]
 
-    with connection() as conn:
+    with connection() as conn, mock.patch.object(auth_chains, "WINDOW", window):
         everything = sorted(links.items())
         for start in range(0, len(everything), size):
             auth_chains.extend(conn, everything[start : start + size])

@@ -160,24 +160,6 @@ def test_rooms_with_many_heads_are_measured(bench: JudgeBench) -> None:
     assert {sample.labels["room_id"]: sample.value for sample in told.samples} == most
 
 
-def test_more_heads_than_an_event_may_name_are_joined_step_by_step(bench: JudgeBench) -> None:
-    """A merge event names 20 heads; what is left goes with the next ones."""
-    room, room_id = begin(bench)
-    heads = room.heads
-    forks = [room.send(BOB, "m.room.message", {"body": str(n)}, prev=heads) for n in range(50)]
-    bench.submit(*[foreign(room_id, [event]) for event in forks])
-    merged = [
-        entry.room_event for entry in bench.entries if entry.room_event.type == "org.matrix.dummy_event"
-    ]
-    assert [len(event.prev_event_ids) for event in merged] == [20]
-    while len(heads := list(bench.entries[-1].room_event.forward_extremities)) >= 10:
-        before = len(heads)
-        prev = [head for head in heads if head in room.events][:1]
-        bench.submit(foreign(room_id, [room.send(BOB, "m.room.message", {"body": "more"}, prev=prev)]))
-        assert len(bench.entries[-1].room_event.prev_event_ids) <= 20
-        assert len(bench.entries[-1].room_event.forward_extremities) < before
-
-
 def test_state_that_another_server_told(bench: JudgeBench) -> None:
     room, room_id = begin(bench)
     gap = room.send(BOB, "m.room.message", {"body": "never seen"})
