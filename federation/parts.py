@@ -123,7 +123,7 @@ class Parts:
         handshake = Handshake(client, own.signing, now_ms)
         self.joins = joins = Joins(handshake, checker, database, rooms, submitter, rooms.import_parts, now_ms)
         self.memberships = memberships = RemoteMemberships(
-            client, handshake, checker, rooms, submitter, own.signing, now_ms
+            client, handshake, joins, checker, rooms, submitter, own.signing, now_ms
         )
         self.history = history = History(client, checker, rooms, submitter, database, names, now_ms)
 

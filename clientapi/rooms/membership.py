@@ -213,6 +213,8 @@ class Memberships:
                     sent = await self._remote.leave(user_id, room_id, extra)
                     self._happened(user_id, room_id, sent)
                     return sent
+            elif self._remote.enabled and (called_off := await self._call_off_join(user_id, room_id, extra)):
+                return called_off
             elif member is not None and member.membership == "leave":
                 return Sent(member.event_id, 0)
             if head is None:
@@ -228,6 +230,15 @@ class Memberships:
             return draft
 
         return await self._sender.send(room_id, Wish(user_id, draft, frozenset({member_key}), decide))
+
+    async def _call_off_join(self, user_id: str, room_id: str, extra: Mapping[str, Any]) -> Sent | None:
+        """End a join through other servers that is not done yet; None: there is none."""
+        try:
+            return await self._remote.leave(user_id, room_id, extra)
+        except MatrixError as error:
+            if error.http_status != 404:
+                raise
+            return None
 
     async def _invited_or_knocking(self, user_id: str, room_id: str) -> bool:
         found = await self._sender.queries.memberships([user_id], room_id)

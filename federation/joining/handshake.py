@@ -95,7 +95,10 @@ class Handshake:
         Raises:
             RemoteError: it did not take it.
         """
-        membership, event = prepared.template.membership, prepared.event
+        return await self.send_event(prepared.resident, prepared.template.membership, prepared.event)
+
+    async def send_event(self, resident: str, membership: str, event: Event) -> Any:
+        """Give a membership event of ours to a server. Raises as `send`; may be repeated."""
         options: dict[str, Any] = {
             "content": event.pdu,
             "origin": server_name_of(event.sender),
@@ -105,16 +108,16 @@ class Handshake:
         }
         if membership == "knock":
             path = path_of("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
-            return await self._client.request(prepared.resident, "PUT", path, **options)
+            return await self._client.request(resident, "PUT", path, **options)
         path = path_of(f"/_matrix/federation/v2/send_{membership}/{{}}/{{}}", event.room_id, event.event_id)
         try:
-            return await self._client.request(prepared.resident, "PUT", path, **options)
+            return await self._client.request(resident, "PUT", path, **options)
         except RemoteRefused as error:
             if error.http_status not in (404, 405) or error.errcode not in ("", "M_UNRECOGNIZED"):
                 raise
         # The older form answers [200, answer].
         path = path_of(f"/_matrix/federation/v1/send_{membership}/{{}}/{{}}", event.room_id, event.event_id)
-        answer = await self._client.request(prepared.resident, "PUT", path, **options)
+        answer = await self._client.request(resident, "PUT", path, **options)
         return answer[1] if isinstance(answer, list) and len(answer) == 2 else answer
 
 

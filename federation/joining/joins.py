@@ -1,50 +1,54 @@
 """A local user joins a room of other servers.
 
-    make_join ──► our event ──► send_join ──► checked ──► stored ──► Import, in parts ──► CommitImport
-    (one server after the other)                          job: from here on a restart resumes
+    make_join ──► our event ──► send_join ──► checked ──► Import, in parts ──► CommitImport
+    (one server      stored:         stored:
+     after the       sent            importing
+     other)
 
-The work is not the caller's: who gives up waiting finds the room joined later. Of several users who join one
-room at the same time, one does it after the other, and the later ones find us in the room.
+The work is not the caller's: who gives up waiting finds the room joined later. From the moment that the join
+is on its way to the resident server it is a job, which a restart takes up where it was: a join that was sent
+is sent again (the resident knows the event), an answer that is here is imported. Nothing but a refusal, or the
+user's leave, ends it. Of several users who join one room at the same time, one does it after the other, and the
+later ones find us in the room; a user's own repeated requests wait for the same job.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from arbor.log.v1 import common_pb2, input_pb2
+from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
+from federation.joining.answer import JoinFailed, RoomAtJoin, check_answer, import_id_of, parts_of
 from federation.joining.handshake import Handshake, Prepared, TemplateError, worst_of
-from federation.outbound.errors import RemoteError
-from federation.receipt.ordering import with_whole_auth
+from federation.outbound.errors import RemoteError, RemoteRefused
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
 from federation.storage import jobs as storage
 from federation.storage.jobs import JoinJob
 from federation.submit import Submitter, event_message, federation_entry, is_accepted, refusal_of
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.event_auth import Refused, check_event_auth
-from matrixlib.events import Event, EventFormatError, StateKey, parse_event
-from matrixlib.room_versions import RoomVersion, get_room_version
+from matrixlib.events import EventFormatError, parse_event
+from matrixlib.room_versions import get_room_version
 from servicekit.database import Database
-from servicekit.errors import MatrixError
+from servicekit.errors import MatrixError, unavailable
+from servicekit.log.faultpoints import fault_point
 from servicekit.logging import get_logger
 
 log = get_logger("federation.joins")
 
-IMPORT_PART_BYTES = 1024 * 1024
-COMMIT_TIMEOUT_S = 120.0
-MAX_STATE_EVENTS = 500_000
-
+# A verdict lost by a crash is asked for after that long; an entry written twice changes nothing.
+COMMIT_TIMEOUT_S = 20.0
+RETRY_S = 1.0
+START_TIMEOUT_S = 10.0
+# How often a join that was sent before a restart is sent again, each time after a longer pause.
+MAX_SENDS = 6
 
 ImportParts = Callable[[AsyncIterator[query_pb2.ImportRequest]], Awaitable[None]]
 """Stages a room's state at the RoomServer. Raises `MatrixError`."""
-
-
-class JoinFailed(Exception):
-    """What the resident server gave cannot be joined with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +59,18 @@ class Joined:
     output_sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class RoomAtJoin:
-    """What send_join answered, checked: the join as signed by all, the state before it, its auth chain."""
+Outcome = Joined | MatrixError
 
-    join: Event
-    state: tuple[Event, ...]
-    auth_chain: tuple[Event, ...]
+
+@dataclass(slots=True)
+class _Running:
+    """A user's join of a room that is being worked at."""
+
+    task: "asyncio.Task[Outcome]"
+    committing: bool = False
+    """Past the point where it can be called off."""
+    left: bool = False
+    """The user left meanwhile."""
 
 
 class Joins:
@@ -84,15 +93,27 @@ class Joins:
         self._submitter = submitter
         self._import_parts = import_parts
         self._now_ms = now_ms
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._running: dict[tuple[str, str], _Running] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._started = asyncio.Event()
 
     async def run(self) -> None:
         """Resume what a crash interrupted, and be the home of what is begun from now on."""
         async with asyncio.TaskGroup() as group:
+            jobs = await self._database.read(storage.load_unfinished)
+            # From here on there is no pause until all are under way: who asks again waits for these.
             self._group = group
-            for job in await self._database.read(storage.load_unfinished):
-                group.create_task(self._resume(job))
+            doubles = []
+            for job in jobs:
+                key = (job.user_id, job.room_id)
+                if key in self._running:
+                    doubles.append(job)
+                else:
+                    self._begin(key, self._resume(job))
+            self._started.set()
+            for job in doubles:
+                await self._database.write(storage.finish_job, job.job_id, "another join got further")
             await asyncio.Event().wait()
 
     async def join(
@@ -103,49 +124,108 @@ class Joins:
         Raises:
             MatrixError: no server let the user in.
         """
-        if self._group is None:
-            raise MatrixError("M_UNKNOWN", 503, "Still starting", 1000)
-        task = self._group.create_task(self._contained(user_id, room_id, servers, content))
-        outcome = await asyncio.shield(task)
+        await self._wait_until_started()
+        key = (user_id, room_id)
+        running = self._running.get(key)
+        if running is not None:
+            # An earlier request of theirs, or one from before a restart. If it fails, this one has its own try.
+            outcome = await asyncio.shield(running.task)
+            if isinstance(outcome, Joined):
+                return outcome
+        running = self._running.get(key) or self._begin(key, self._join(user_id, room_id, servers, content))
+        outcome = await asyncio.shield(running.task)
         if isinstance(outcome, MatrixError):
             raise outcome
         return outcome
 
-    async def _contained(
-        self, user_id: str, room_id: str, servers: Sequence[str], content: Mapping[str, Any]
-    ) -> Joined | MatrixError:
+    async def call_off(self, user_id: str, room_id: str) -> JoinJob | None:
+        """End a user's join that is being worked at, since they leave; the caller tells `called_off` when done.
+
+        Returns the job whose event a server may have taken; None: there is none.
+
+        Raises:
+            MatrixError: 503, it is about to be done; then the user can leave like anybody.
+        """
+        await self._wait_until_started()
+        running = self._running.get((user_id, room_id))
+        if running is not None:
+            if running.committing:
+                raise unavailable("The room is just being joined", 1000)
+            running.left = True
+            running.task.cancel()
+            await asyncio.wait([running.task])
+        return await self._database.read(storage.load_unfinished_of, user_id, room_id)
+
+    async def called_off(self, job: JoinJob) -> None:
+        """The user has left: nothing of the join is taken up any more."""
+        await self._database.write(storage.finish_job, job.job_id, "left before the join was done")
+        log.info("join_called_off", room=job.room_id)
+
+    # -- tasks ---------------------------------------------------------------------------------------------
+
+    async def _wait_until_started(self) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._started.wait()
+        except TimeoutError:
+            raise unavailable("Still starting", 1000) from None
+
+    def _begin(self, key: tuple[str, str], work: Coroutine[Any, Any, Joined]) -> _Running:
+        assert self._group is not None  # started
+        running = _Running(self._group.create_task(self._contained(key, work)))
+        self._running[key] = running
+        return running
+
+    async def _contained(self, key: tuple[str, str], work: Coroutine[Any, Any, Joined]) -> Outcome:
         # An error of one join must not end the group, and with it the service.
         try:
-            return await self._join(user_id, room_id, servers, content)
+            return await work
         except MatrixError as error:
             return error
+        except asyncio.CancelledError:
+            if self._running[key].left:
+                return MatrixError("M_FORBIDDEN", 403, "The room was left before it was joined")
+            raise
         except Exception as error:
-            log.error("join_failed", exc_info=error, room=room_id)
+            log.error("join_failed", exc_info=error, room=key[1])
             return MatrixError("M_UNKNOWN", 500, "Internal error")
+        finally:
+            work.close()
+            del self._running[key]
+
+    @asynccontextmanager
+    async def _turn(self, room_id: str) -> AsyncIterator[None]:
+        """One join of a room at a time."""
+        lock, waiting = self._locks.get(room_id, (asyncio.Lock(), 0))
+        self._locks[room_id] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            waiting = self._locks[room_id][1] - 1
+            if waiting:
+                self._locks[room_id] = (lock, waiting)
+            else:
+                del self._locks[room_id]
+
+    # -- the steps -----------------------------------------------------------------------------------------
 
     async def _join(
         self, user_id: str, room_id: str, servers: Sequence[str], content: Mapping[str, Any]
     ) -> Joined:
         errors: list[Exception] = []
-        lock = self._locks.setdefault(room_id, asyncio.Lock())
-        try:
-            async with lock:
-                for resident in self._handshake.candidates(servers):
-                    try:
-                        prepared = await self._handshake.make(resident, "join", room_id, user_id, content)
-                        answer = await self._handshake.send(prepared)
-                        return await self._accept(prepared, answer)
-                    except (RemoteError, TemplateError, JoinFailed) as error:
-                        log.info("join_not_through", room=room_id, server=resident, reason=str(error))
-                        errors.append(error)
-        finally:
-            if not lock.locked():
-                self._locks.pop(room_id, None)
+        async with self._turn(room_id):
+            for resident in self._handshake.candidates(servers):
+                try:
+                    prepared = await self._handshake.make(resident, "join", room_id, user_id, content)
+                    return await self._send(prepared)
+                except (RemoteError, TemplateError, JoinFailed) as error:
+                    log.info("join_not_through", room=room_id, server=resident, reason=str(error))
+                    errors.append(error)
         raise worst_of(errors)
 
-    async def _accept(self, prepared: Prepared, answer: Any) -> Joined:
-        if not isinstance(answer, dict):
-            raise JoinFailed("send_join's answer is not an object")
+    async def _send(self, prepared: Prepared) -> Joined:
+        """Have one server take the join; a job from here on."""
         job = JoinJob(
             job_id=f"join-{secrets.token_hex(12)}",
             user_id=prepared.event.sender,
@@ -153,122 +233,98 @@ class Joins:
             room_version=prepared.template.version.identifier,
             resident=prepared.resident,
             join_event_json=prepared.event.pdu_json,
-            answer_json=await asyncio.to_thread(_answer_json, answer),
+            answer_json=None,
         )
-        # Checked before it is stored: what cannot be used is another server's turn, not a job.
-        room = await self.check_answer(prepared.event, answer)
         await self._database.write(storage.store_job, job, self._now_ms())
-        return await self._import(job, room)
+        try:
+            return await self._accept(job, await self._handshake.send(prepared))
+        except (RemoteError, JoinFailed) as error:
+            # Another server's turn.
+            await self._database.write(storage.finish_job, job.job_id, str(error) or type(error).__name__)
+            raise
 
-    async def _resume(self, job: JoinJob) -> None:
+    async def _accept(self, job: JoinJob, answer: Any) -> Joined:
+        if not isinstance(answer, dict):
+            raise JoinFailed("send_join's answer is not an object")
+        fault_point("join.answered")
+        answer_json = await asyncio.to_thread(_answer_json, answer)
+        await self._database.write(storage.store_answer, job.job_id, answer_json)
+        fault_point("join.stored")
+        log.info("join_answered", room=job.room_id, through=job.resident, size_bytes=len(answer_json))
+        return await self._check_and_import(job, answer)
+
+    async def _resume(self, job: JoinJob) -> Joined:
+        log.info("join_resumed", room=job.room_id, through=job.resident, answered=job.answer_json is not None)
+        try:
+            async with self._turn(job.room_id):
+                if job.answer_json is None:
+                    return await self._accept(job, await self._send_again(job))
+                answer = await asyncio.to_thread(parse_json, job.answer_json)
+                return await self._check_and_import(job, answer)
+        except (RemoteError, JoinFailed, EventFormatError, CanonicalJsonError) as error:
+            log.warning("join_not_resumed", room=job.room_id, reason=str(error))
+            await self._database.write(storage.finish_job, job.job_id, str(error) or type(error).__name__)
+            raise MatrixError("M_UNKNOWN", 502, "The join could not be taken up again") from error
+
+    async def _send_again(self, job: JoinJob) -> Any:
+        """Ask once more what the resident says to a join that it may have taken already."""
         version = get_room_version(job.room_version)
         if version is None:
-            await self._database.write(storage.finish_job, job.job_id, "unknown room version")
-            return
+            raise JoinFailed("unknown room version")
+        event = parse_event(job.join_event_json, version)
+        for attempt in range(MAX_SENDS):
+            try:
+                return await self._handshake.send_event(job.resident, "join", event)
+            except RemoteRefused as error:
+                if error.http_status < 500 or attempt == MAX_SENDS - 1:
+                    raise
+            except RemoteError:
+                if attempt == MAX_SENDS - 1:
+                    raise
+            await asyncio.sleep(RETRY_S * 2**attempt)
+        raise AssertionError("the last try returns or raises")
+
+    async def _check_and_import(self, job: JoinJob, answer: Mapping[str, Any]) -> Joined:
+        version = get_room_version(job.room_version)
+        if version is None:
+            raise JoinFailed("unknown room version")
+        room = await check_answer(self._checker, parse_event(job.join_event_json, version), answer)
         while True:
             try:
-                event = parse_event(job.join_event_json, version)
-                answer = await asyncio.to_thread(parse_json, job.answer_json)
-                room = await self.check_answer(event, answer)
-                await self._import(job, room)
+                joined = await self._import(job, room)
             except MatrixError as error:
                 if error.http_status != 503:
-                    log.warning("join_not_resumed", room=job.room_id, reason=str(error))
-                    return
+                    await self._database.write(storage.finish_job, job.job_id, str(error))
+                    raise
                 # The RoomServer or the log is away: the job waits for them.
-                await asyncio.sleep(2.0)
-            except (JoinFailed, EventFormatError, CanonicalJsonError) as error:
-                await self._database.write(storage.finish_job, job.job_id, str(error))
-                return
+                log.info("join_waits", room=job.room_id, reason=str(error))
+                await asyncio.sleep(RETRY_S)
             else:
-                log.info("join_resumed", room=job.room_id)
-                return
-
-    # -- checking ------------------------------------------------------------------------------------------
-
-    async def check_answer(self, join: Event, answer: Mapping[str, Any]) -> RoomAtJoin:
-        """Check send_join's answer: every event like any other that comes in, and the join against the state.
-
-        Raises:
-            JoinFailed: the room cannot be joined with it.
-        """
-        version = join.room_version
-        state_pdus, chain_pdus = answer.get("state"), answer.get("auth_chain")
-        if not isinstance(state_pdus, list) or not isinstance(chain_pdus, list):
-            raise JoinFailed("state and auth_chain are not arrays")
-        if len(state_pdus) + len(chain_pdus) > MAX_STATE_EVENTS:
-            raise JoinFailed("the room's state is too large")
-        if answer.get("members_omitted") is True:
-            raise JoinFailed("members were left out, though we did not ask for that")
-        join = await self._signed_join(join, answer.get("event"))
-        state = _distinct(await self._checker.check(state_pdus, version, room_id=join.room_id))
-        chain = _distinct(await self._checker.check(chain_pdus, version, room_id=join.room_id))
-        by_key: dict[StateKey, Event] = {}
-        for event in state.values():
-            if not event.is_state or event.key in by_key:
-                raise JoinFailed("the state holds two events under one key, or no state event")
-            by_key[event.key] = event
-        create = by_key.get(("m.room.create", ""))
-        if create is None:
-            raise JoinFailed("the state has no create event")
-        _check_create(create, version)
-        # Each event's auth events must be there, or nothing could ever be judged by it.
-        known = {**chain, **state}
-        complete = with_whole_auth(known)
-        if create.event_id not in complete:
-            raise JoinFailed("the create event cannot stand")
-        by_key = {key: event for key, event in by_key.items() if event.event_id in complete}
-        verdict = check_event_auth(join, by_key)
-        if isinstance(verdict, Refused):
-            raise JoinFailed(
-                f"the join is not allowed by the state given: rule {verdict.rule}, {verdict.reason}"
-            )
-        return RoomAtJoin(
-            join,
-            tuple(by_key.values()),
-            tuple(event for event in complete.values() if event.event_id not in state),
-        )
-
-    async def _signed_join(self, join: Event, returned: Any) -> Event:
-        """The join with the resident's signature, where it had to sign; else our own."""
-        if "join_authorised_via_users_server" not in join.content:
-            return join
-        checked = await self._checker.check_one(returned, join.room_version, room_id=join.room_id)
-        if not isinstance(checked, Event):
-            raise JoinFailed(f"the join came back unusable: {checked.reason}")
-        if checked.event_id != join.event_id or checked.content != join.content:
-            raise JoinFailed("the join came back changed")
-        return checked
-
-    # -- importing -----------------------------------------------------------------------------------------
+                await self._database.write(storage.finish_job, job.job_id)
+                return joined
 
     async def _import(self, job: JoinJob, room: RoomAtJoin) -> Joined:
-        try:
-            joined = await self._import_state(job, room)
-        except MatrixError as error:
-            if error.http_status != 503:
-                await self._database.write(storage.finish_job, job.job_id, str(error))
-            raise
-        await self._database.write(storage.finish_job, job.job_id)
-        return joined
-
-    async def _import_state(self, job: JoinJob, room: RoomAtJoin) -> Joined:
+        self._rooms.forget(job.room_id)
         view = await self._rooms.view(job.room_id)
         if view is not None and view.participating:
             # Somebody of ours is in the room: its state is known, the join is one more event of it.
             entry = federation_entry(room.join, job.resident)
         else:
-            await self._import_parts(_parts(job, room))
+            import_id = import_id_of(job.job_id, room)
+            await self._import_parts(parts_of(import_id, room))
+            fault_point("join.staged")
             entry = input_pb2.InputEntry(
                 commit_import=input_pb2.CommitImport(
-                    import_id=job.job_id,
-                    room_version=job.room_version,
-                    join_event=event_message(room.join),
+                    import_id=import_id, room_version=job.room_version, join_event=event_message(room.join)
                 )
             )
+        running = self._running.get((job.user_id, job.room_id))
+        if running is not None:
+            running.committing = True
         verdict = await self._submitter.submit(job.room_id, entry, COMMIT_TIMEOUT_S)
         if not is_accepted(verdict):
             raise refusal_of(verdict)
+        fault_point("join.committed")
         self._rooms.forget(job.room_id)
         log.info("joined", room=job.room_id, through=job.resident, state=len(room.state))
         return Joined(room.join.event_id, verdict.output_sequence)
@@ -280,41 +336,3 @@ def _answer_json(answer: Mapping[str, Any]) -> bytes:
         return encode_canonical(kept)
     except CanonicalJsonError as error:
         raise JoinFailed(f"send_join's answer cannot be kept: {error}") from error
-
-
-def _distinct(checked: Sequence[Any]) -> dict[str, Event]:
-    return {event.event_id: event for event in checked if isinstance(event, Event)}
-
-
-def _check_create(create: Event, version: RoomVersion) -> None:
-    named = create.content.get("room_version", "1")
-    if named != version.identifier:
-        raise JoinFailed("the room is of another version than make_join said")
-
-
-async def _parts(job: JoinJob, room: RoomAtJoin) -> AsyncIterator[query_pb2.ImportRequest]:
-    number = 0
-    for events, is_state in ((room.auth_chain, False), (room.state, True)):
-        for chunk in _by_size([event_message(event) for event in events]):
-            number += 1
-            yield query_pb2.ImportRequest(
-                import_id=job.job_id,
-                room_id=job.room_id,
-                room_version=job.room_version,
-                state=chunk if is_state else (),
-                auth_chain=() if is_state else chunk,
-                part=number,
-            )
-
-
-def _by_size(messages: Sequence[common_pb2.Event]) -> Iterator[list[common_pb2.Event]]:
-    chunk: list[common_pb2.Event] = []
-    size = 0
-    for message in messages:
-        chunk.append(message)
-        size += len(message.pdu_json) + 100
-        if size >= IMPORT_PART_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

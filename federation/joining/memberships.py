@@ -8,12 +8,13 @@ from typing import Any
 from arbor.log.v1 import input_pb2
 from federation.clock import NowMs
 from federation.joining.handshake import Handshake, TemplateError, worst_of
-from federation.joining.joins import Joined
+from federation.joining.joins import Joined, Joins
 from federation.joining.stripped import check_knock_state, strip_event
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.errors import RemoteError, RemoteRefused, client_error
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
+from federation.storage.jobs import JoinJob
 from federation.submit import Submitter, event_message, is_accepted, refusal_of
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event, parse_event
@@ -45,6 +46,7 @@ class RemoteMemberships:
         self,
         client: FederationClient,
         handshake: Handshake,
+        joins: Joins,
         checker: PduChecker,
         rooms: Rooms,
         submitter: Submitter,
@@ -53,6 +55,7 @@ class RemoteMemberships:
     ) -> None:
         self._client = client
         self._handshake = handshake
+        self._joins = joins
         self._checker = checker
         self._rooms = rooms
         self._submitter = submitter
@@ -65,12 +68,21 @@ class RemoteMemberships:
         return [server_name_of(known.sender)] if known is not None else []
 
     async def leave(self, user_id: str, room_id: str, content: Mapping[str, Any]) -> Left:
-        """Refuse an invite or take back a knock. Here it ends in any case, also when nobody is in reach.
+        """Refuse an invite, take back a knock, or call off a join that is being worked at.
+
+        Here it ends in any case, also when nobody is in reach.
 
         Raises:
-            MatrixError: 404, there is no invite or knock; or the leave was refused here.
+            MatrixError: 404, there is none of them; 503, the join is about to be done; or the leave was refused
+                here.
         """
+        job = await self._joins.call_off(user_id, room_id)
         known = await self._outlier(user_id, room_id)
+        if job is not None:
+            left = await self._leave_joined(job, content)
+            await self._joins.called_off(job)
+            if known is None:
+                return left
         if known is None:
             raise not_found("Not invited to that room, and not knocking on it")
         servers = [server_name_of(known.sender)] if known.membership == "invite" else _servers_near(known)
@@ -85,6 +97,16 @@ class RemoteMemberships:
                 return Left(prepared.event.event_id, sequence, True)
         event = self._own_leave(known, user_id, content)
         return Left(event.event_id, await self._submit_outlier(event, user_id, "", ()), False)
+
+    async def _leave_joined(self, job: JoinJob, content: Mapping[str, Any]) -> Left:
+        """Leave where a join of ours may have been taken, though it is not done here."""
+        try:
+            prepared = await self._handshake.make(job.resident, "leave", job.room_id, job.user_id, content)
+            await self._handshake.send(prepared)
+        except (RemoteError, TemplateError) as error:
+            log.info("leave_not_taken", room=job.room_id, server=job.resident, reason=str(error))
+            return Left("", 0, False)
+        return Left(prepared.event.event_id, 0, True)
 
     async def knock(
         self, user_id: str, room_id: str, servers: Sequence[str], content: Mapping[str, Any]

@@ -1,8 +1,9 @@
 """Joins in progress."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from federation.storage.tables import join_job
 
@@ -14,7 +15,7 @@ FAILED = "failed"
 
 @dataclass(frozen=True, slots=True)
 class JoinJob:
-    """A join whose event a resident server took. `answer_json` is send_join's answer."""
+    """A join on its way to a resident server. `answer_json` is send_join's answer; None: it is not here yet."""
 
     job_id: str
     user_id: str
@@ -22,11 +23,11 @@ class JoinJob:
     room_version: str
     resident: str
     join_event_json: bytes
-    answer_json: bytes
+    answer_json: bytes | None
 
 
 def store_job(conn: Connection, job: JoinJob, now_ms: int) -> None:
-    """Keep a join whose event was taken and whose answer is here, until it is imported."""
+    """Keep a join before it is sent, until it is done."""
     conn.execute(
         insert(join_job).values(
             job_id=job.job_id,
@@ -36,32 +37,56 @@ def store_job(conn: Connection, job: JoinJob, now_ms: int) -> None:
             resident=job.resident,
             join_event_json=job.join_event_json,
             answer_json=job.answer_json,
-            state=IMPORTING,
+            state=SENT if job.answer_json is None else IMPORTING,
             created_ms=now_ms,
         )
     )
 
 
+def store_answer(conn: Connection, job_id: str, answer_json: bytes) -> None:
+    """Keep what the resident answered, until it is imported."""
+    conn.execute(
+        update(join_job).where(join_job.c.job_id == job_id).values(state=IMPORTING, answer_json=answer_json)
+    )
+
+
 def load_unfinished(conn: Connection) -> list[JoinJob]:
-    """Joins that were not imported yet, oldest first."""
+    """Joins that are not done yet; of one user and room, the one that got furthest first."""
     table = join_job
     rows = conn.execute(
         select(table)
-        .where(table.c.state == IMPORTING, table.c.answer_json.is_not(None))
-        .order_by(table.c.created_ms)
+        .where(table.c.state.in_((SENT, IMPORTING)))
+        .order_by(table.c.answer_json.is_(None), table.c.created_ms)
     )
-    return [
-        JoinJob(
-            row.job_id,
-            row.user_id,
-            row.room_id,
-            row.room_version,
-            row.resident,
-            bytes(row.join_event_json),
-            bytes(row.answer_json),
+    return [_job(row) for row in rows]
+
+
+def load_unfinished_of(conn: Connection, user_id: str, room_id: str) -> JoinJob | None:
+    """A user's join of a room that is not done yet."""
+    table = join_job
+    row = conn.execute(
+        select(table)
+        .where(
+            table.c.user_id == user_id,
+            table.c.room_id == room_id,
+            table.c.state.in_((SENT, IMPORTING)),
         )
-        for row in rows
-    ]
+        .order_by(table.c.created_ms.desc())
+        .limit(1)
+    ).first()
+    return _job(row) if row is not None else None
+
+
+def _job(row: Row[Any]) -> JoinJob:
+    return JoinJob(
+        row.job_id,
+        row.user_id,
+        row.room_id,
+        row.room_version,
+        row.resident,
+        bytes(row.join_event_json),
+        bytes(row.answer_json) if row.answer_json is not None else None,
+    )
 
 
 def finish_job(conn: Connection, job_id: str, error: str = "") -> None:

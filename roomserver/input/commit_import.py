@@ -24,6 +24,7 @@ from roomserver.storage import auth_chains, events, outliers, rooms, staging, st
 from roomserver.storage.events import ACCEPTED, OUTLIER, REJECTED, EventRow
 from roomserver.storage.rooms import RoomRow
 from servicekit.database.raw import Sql, chunks
+from servicekit.log.faultpoints import fault_point
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver.input")
@@ -107,6 +108,7 @@ def _commit(
     work.touched = True
     outliers.delete_outliers(batch.conn, request.room_id)
     staging.delete_import(batch.conn, import_id)
+    fault_point("roomserver.import_commit")
     event_id = join.event_id if join is not None else ""
     apply.tell_rewrite(work, snapshot_id, event_id, len(state), began=True)
     if join is None:

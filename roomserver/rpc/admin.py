@@ -11,6 +11,7 @@ from matrixlib.room_versions import get_room_version
 from roomserver import metrics
 from roomserver.storage import dead_letters, garbage, rooms, staging
 from servicekit.errors import invalid_param
+from servicekit.log.faultpoints import fault_point
 from servicekit.logging import get_logger
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class AdminServicer(AdminServiceServicer):
                 [(event.event_id, event.pdu_json) for event in part.auth_chain],
                 self._server.now_ms(),
             )
+            fault_point("roomserver.import_part")
             if job.room_id != part.room_id:
                 raise invalid_param("The import is of another room")
             if job.events > MAX_IMPORT_EVENTS:

@@ -1,0 +1,138 @@
+"""send_join's answer, checked: what of it a room can be begun with, and its parts for the RoomServer."""
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arbor.log.v1 import common_pb2
+from arbor.roomserver.v1 import query_pb2
+from federation.receipt.ordering import with_whole_auth
+from federation.receipt.pdu_checks import PduChecker
+from federation.submit import event_message
+from matrixlib.event_auth import Refused, check_event_auth
+from matrixlib.events import Event, StateKey
+from matrixlib.room_versions import RoomVersion
+
+IMPORT_PART_BYTES = 1024 * 1024
+MAX_STATE_EVENTS = 500_000
+
+
+class JoinFailed(Exception):
+    """What the resident server gave cannot be joined with."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomAtJoin:
+    """What send_join answered, checked: the join as signed by all, the state before it, its auth chain."""
+
+    join: Event
+    state: tuple[Event, ...]
+    auth_chain: tuple[Event, ...]
+
+
+async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, Any]) -> RoomAtJoin:
+    """Check send_join's answer: every event like any other that comes in, and the join against the state.
+
+    Raises:
+        JoinFailed: the room cannot be joined with it.
+    """
+    version = join.room_version
+    state_pdus, chain_pdus = answer.get("state"), answer.get("auth_chain")
+    if not isinstance(state_pdus, list) or not isinstance(chain_pdus, list):
+        raise JoinFailed("state and auth_chain are not arrays")
+    if len(state_pdus) + len(chain_pdus) > MAX_STATE_EVENTS:
+        raise JoinFailed("the room's state is too large")
+    if answer.get("members_omitted") is True:
+        raise JoinFailed("members were left out, though we did not ask for that")
+    join = await _signed_join(checker, join, answer.get("event"))
+    state = _distinct(await checker.check(state_pdus, version, room_id=join.room_id))
+    chain = _distinct(await checker.check(chain_pdus, version, room_id=join.room_id))
+    by_key: dict[StateKey, Event] = {}
+    for event in state.values():
+        if not event.is_state or event.key in by_key:
+            raise JoinFailed("the state holds two events under one key, or no state event")
+        by_key[event.key] = event
+    create = by_key.get(("m.room.create", ""))
+    if create is None:
+        raise JoinFailed("the state has no create event")
+    _check_create(create, version)
+    # Each event's auth events must be there, or nothing could ever be judged by it.
+    known = {**chain, **state}
+    complete = with_whole_auth(known)
+    if create.event_id not in complete:
+        raise JoinFailed("the create event cannot stand")
+    by_key = {key: event for key, event in by_key.items() if event.event_id in complete}
+    verdict = check_event_auth(join, by_key)
+    if isinstance(verdict, Refused):
+        raise JoinFailed(f"the join is not allowed by the state given: rule {verdict.rule}, {verdict.reason}")
+    return RoomAtJoin(
+        join,
+        tuple(by_key.values()),
+        tuple(event for event in complete.values() if event.event_id not in state),
+    )
+
+
+async def _signed_join(checker: PduChecker, join: Event, returned: Any) -> Event:
+    """The join with the resident's signature, where it had to sign; else our own."""
+    if "join_authorised_via_users_server" not in join.content:
+        return join
+    checked = await checker.check_one(returned, join.room_version, room_id=join.room_id)
+    if not isinstance(checked, Event):
+        raise JoinFailed(f"the join came back unusable: {checked.reason}")
+    if checked.event_id != join.event_id or checked.content != join.content:
+        raise JoinFailed("the join came back changed")
+    return checked
+
+
+def _distinct(checked: Sequence[Any]) -> dict[str, Event]:
+    return {event.event_id: event for event in checked if isinstance(event, Event)}
+
+
+def _check_create(create: Event, version: RoomVersion) -> None:
+    named = create.content.get("room_version", "1")
+    if named != version.identifier:
+        raise JoinFailed("the room is of another version than make_join said")
+
+
+def import_id_of(job_id: str, room: RoomAtJoin) -> str:
+    """The id of an import: another one where a later check of the answer let other events pass.
+
+    (Parts of two different lists of events must never be mixed.)
+    """
+    digest = hashlib.sha256()
+    for events in (room.auth_chain, room.state):
+        for event in events:
+            digest.update(event.event_id.encode())
+        digest.update(b"|")
+    return f"{job_id}-{digest.hexdigest()[:16]}"
+
+
+async def parts_of(import_id: str, room: RoomAtJoin) -> AsyncIterator[query_pb2.ImportRequest]:
+    """The parts in which a room's state goes to the RoomServer, about a megabyte each."""
+    number = 0
+    for events, is_state in ((room.auth_chain, False), (room.state, True)):
+        for chunk in _by_size(events):
+            number += 1
+            yield query_pb2.ImportRequest(
+                import_id=import_id,
+                room_id=room.join.room_id,
+                room_version=room.join.room_version.identifier,
+                state=chunk if is_state else (),
+                auth_chain=() if is_state else chunk,
+                part=number,
+            )
+
+
+def _by_size(events: Sequence[Event]) -> Iterator[list[common_pb2.Event]]:
+    chunk: list[common_pb2.Event] = []
+    size = 0
+    for event in events:
+        message = event_message(event)
+        chunk.append(message)
+        size += len(message.pdu_json) + 100
+        if size >= IMPORT_PART_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

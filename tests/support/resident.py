@@ -1,0 +1,112 @@
+"""A room of any size on another server, which lets users of ours in: a script for an `EvilPeer`.
+
+The room is made by hand and not by `tests.support.rooms`, which keeps the state at each event.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from matrixlib.event_builder import build_event
+from matrixlib.events import Event, parse_event
+from matrixlib.identifiers import server_name_of
+from matrixlib.room_versions import ROOM_VERSIONS
+from tests.support.evil_peer import Answer, Asked, EvilPeer
+
+
+class ResidentRoom:
+    """A public room of the peer's. `joins` and `leaves` are the events that were sent to it."""
+
+    def __init__(self, peer: EvilPeer, members: int, *, version: str = "10", name: str = "A room") -> None:
+        self.peer = peer
+        self.version = ROOM_VERSIONS[version]
+        self.creator = f"@boss:{peer.server_name}"
+        self.room_id = f"!big{members}:{peer.server_name}"
+        self.state: list[Event] = []
+        self.joins: list[Event] = []
+        self.leaves: list[Event] = []
+        self.create = self._send(
+            self.creator, "m.room.create", "", {"creator": self.creator, "room_version": version}, ()
+        )
+        boss = self._send(self.creator, "m.room.member", self.creator, {"membership": "join"}, (self.create,))
+        self.levels = self._send(
+            self.creator, "m.room.power_levels", "", {"users": {self.creator: 100}}, (self.create, boss)
+        )
+        self.rules = self._send(
+            self.creator, "m.room.join_rules", "", {"join_rule": "public"}, (self.create, boss, self.levels)
+        )
+        if name:
+            self._send(self.creator, "m.room.name", "", {"name": name}, (self.create, boss, self.levels))
+        self.auth = (self.create, self.levels, self.rules)
+        for number in range(members):
+            user = f"@member{number}:{peer.server_name}"
+            content = {"membership": "join", "displayname": f"Member {number}"}
+            self._send(user, "m.room.member", user, content, self.auth)
+        peer.answer("make_join", lambda request: self._template(request, "join"))
+        peer.answer("send_join", self.send_join)
+        peer.answer("make_leave", lambda request: self._template(request, "leave"))
+        peer.answer("send_leave", self._send_leave)
+        peer.answer("send", lambda request: {"pdus": {}})
+
+    @property
+    def members(self) -> int:
+        """Joined users of the peer's."""
+        return sum(event.type == "m.room.member" for event in self.state)
+
+    def _send(
+        self, sender: str, kind: str, state_key: str, content: dict[str, Any], auth: Sequence[Event]
+    ) -> Event:
+        event = build_event(
+            self.version,
+            room_id=self.room_id,
+            sender=sender,
+            type=kind,
+            content=content,
+            state_key=state_key,
+            prev_events=[self.state[-1].event_id] if self.state else [],
+            auth_event_ids=[item.event_id for item in auth],
+            depth=len(self.state) + 1,
+            origin_server_ts=1_700_000_000_000 + len(self.state),
+            server_name=self.peer.server_name,
+            signing_key=self.peer.key,
+        )
+        self.state.append(event)
+        return event
+
+    def _template(self, request: Asked, membership: str) -> Any:
+        user = request.path.rsplit("/", 1)[1].replace("%40", "@").replace("%3A", ":")
+        auth = [event.event_id for event in self.auth]
+        auth += [event.event_id for event in self.joins if event.sender == user][-1:]
+        event = {
+            "type": "m.room.member",
+            "room_id": self.room_id,
+            "sender": user,
+            "state_key": user,
+            "content": {"membership": membership},
+            "prev_events": [self.state[-1].event_id],
+            "auth_events": auth,
+            "depth": len(self.state) + 1,
+            "origin": server_name_of(user),
+            "origin_server_ts": 1_700_000_000_000,
+        }
+        return {"room_version": self.version.identifier, "event": event}
+
+    async def send_join(self, request: Asked) -> Answer:
+        self.joins.append(parse_event(request.content, self.version))
+        # Written in small pieces by the caller's loop: a large answer must not stop other requests.
+        await asyncio.sleep(0)
+        head = {
+            "origin": self.peer.server_name,
+            "event": request.content,
+            "members_omitted": False,
+            "servers_in_room": [self.peer.server_name],
+            "auth_chain": [event.pdu for event in self.state[:4]],
+        }
+        state = b",".join(event.pdu_json for event in self.state)
+        return Answer(body=orjson.dumps(head)[:-1] + b',"state":[' + state + b"]}")
+
+    def _send_leave(self, request: Asked) -> Any:
+        self.leaves.append(parse_event(request.content, self.version))
+        return {}
