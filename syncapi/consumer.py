@@ -18,6 +18,7 @@ from servicekit.log.subjects import POSITION_FACTOR
 from syncapi.applied import Applied, ReceiptMoved
 from syncapi.applying import rooms, timeline, users
 from syncapi.applying.batch import Batch, Kept, SnapshotEvents, SnapshotWanted
+from syncapi.storage import dead_letters
 
 __all__ = ["Applier", "OutputEnvelope", "SnapshotEvents", "SnapshotWanted"]
 
@@ -41,10 +42,11 @@ class Applier(Kept):
 
     Args:
         is_local: whether a user id is one of ours.
+        raise_on_type: for tests: events of this type raise.
     """
 
-    def __init__(self, is_local: Callable[[str], bool]) -> None:
-        super().__init__(is_local)
+    def __init__(self, is_local: Callable[[str], bool], raise_on_type: str = "") -> None:
+        super().__init__(is_local, raise_on_type)
         self._clean = True
 
     def forget(self) -> None:
@@ -55,6 +57,14 @@ class Applier(Kept):
     def committed(self) -> None:
         """Say that what the last `apply` wrote is committed."""
         self._clean = True
+
+    def load_quarantined(self, connection: Connection) -> frozenset[str]:
+        """Return the rooms of which nothing is to be applied."""
+        if not self._clean:
+            self.forget()
+        if self.quarantined is None:
+            self.quarantined = dead_letters.load_quarantined(connection)
+        return self.quarantined
 
     def apply(
         self,

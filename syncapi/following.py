@@ -10,6 +10,7 @@ from servicekit.database import Database
 from servicekit.log.reader import LogMessage
 from syncapi.applied import Applied
 from syncapi.consumer import Applier, SnapshotWanted
+from syncapi.quarantine import Replayed, hold_back, replay
 
 SNAPSHOT_TIMEOUT_S = 3600.0
 
@@ -28,8 +29,21 @@ class OutputHandler:
         self._snapshots: dict[int, list[tuple[str, bytes]]] = {}
 
     def apply_batch(self, conn: Connection, messages: Sequence[LogMessage]) -> Applied:
-        """Apply messages in order."""
-        return self._applier.apply(conn, messages, self._snapshots)
+        """Apply messages in order, except those of quarantined rooms."""
+        quarantined = self._applier.load_quarantined(conn)
+        rest = hold_back(conn, messages, quarantined) if quarantined else messages
+        applied = self._applier.apply(conn, rest, self._snapshots)
+        if quarantined and messages:
+            applied.sequence = messages[-1].sequence
+        return applied
+
+    async def replay(self, ids: Sequence[int]) -> Replayed:
+        """Apply dead letters again (`quarantine.replay`)."""
+        replayed: Replayed = await self.write(self._replay, ids)
+        return replayed
+
+    def _replay(self, conn: Connection, ids: Sequence[int]) -> Replayed:
+        return replay(conn, self._applier, ids, self._snapshots)
 
     async def write(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Run a unit of work of the follower's."""

@@ -35,7 +35,7 @@ from servicekit.log.subjects import OUTPUT
 from servicekit.logging import get_logger
 from syncapi.consumer import Applier, SnapshotEvents
 from syncapi.following import OutputHandler, fetch_snapshot
-from syncapi.storage import accounts, receipts
+from syncapi.storage import accounts, dead_letters, receipts
 from syncapi.storage.tables import derived_tables, log_tables, metadata
 
 log = get_logger(__name__)
@@ -135,6 +135,20 @@ def replace_tables(
     _apply(connection, applier, iter(before), exports.snapshots)
     _apply(connection, applier, _spooled(exports.rooms), exports.snapshots)
     _apply(connection, applier, iter(after), exports.snapshots)
+    # Rooms are whole again; of what was put aside for them only receipts stand nowhere else.
+    accounts.store_marker(connection, "rooms_through", exports.rooms_through)
+    letters = [letter for letter in dead_letters.load_letters(connection) if letter.about.startswith("!")]
+    _apply(
+        connection,
+        applier,
+        (
+            Exported(letter.sequence, letter.data)
+            for letter in letters
+            if letter.sequence <= exports.rooms_through
+        ),
+        exports.snapshots,
+    )
+    dead_letters.delete_letters_of_rooms(connection)
     applier.read_receipts(connection, receipts.load_all(connection))
     position = min(exports.rooms_through, exports.accounts_through or exports.rooms_through, was_at)
     if position < first_sequence - 1 or position > last_sequence:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arbor.accounts.v1 import accounts_pb2_grpc
+from arbor.log.v1 import output_pb2
 from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from servicekit.config import Config
 from servicekit.database import Database
@@ -15,7 +17,7 @@ from servicekit.log.connection import LogConnection
 from servicekit.log.errors import PositionLost
 from servicekit.log.follower import Follower
 from servicekit.log.reader import LogReader
-from servicekit.log.subjects import LIVE, OUTPUT, presence_subject
+from servicekit.log.subjects import LIVE, OUTPUT, presence_subject, room_receipt_subject
 from servicekit.logging import get_logger
 from servicekit.positions import user_positions
 from servicekit.service.sockets import is_only_edge
@@ -69,7 +71,10 @@ class SyncApi:
             durability="relaxed",
             reader_threads=config.database.reader_threads,
         )
-        self._applier = Applier(lambda user_id: config.is_local(user_id.partition(":")[2]))
+        self._applier = Applier(
+            lambda user_id: config.is_local(user_id.partition(":")[2]),
+            raise_on_type=os.environ.get("ARBOR_TEST_SYNCAPI_RAISE_ON_EVENT_TYPE", ""),
+        )
         self._window = Window()
         self._live = Live()
         self._connection: LogConnection | None = None
@@ -166,6 +171,25 @@ class SyncApi:
         if self._follower is None or not self._follower.running:
             return "OUTPUT is not being followed"
         return None
+
+    async def replay(self, ids: Sequence[int]) -> dict[str, int]:
+        """Apply dead letters again, those with these ids and all of their rooms; without ids all of them.
+
+        Clients hear of it at once: an empty message moves OUTPUT on, and with it their tokens.
+        """
+        handler = OutputHandler(self._applier, self._database, self._rooms)
+        replayed = await handler.replay(ids)
+        if replayed.applied:
+            self._window.invalidate()
+            self._tokens.clear()
+            self._window.load(await self._database.read(load_snapshot))
+        if replayed.told_anew and self._connection is not None:
+            room_id = replayed.told_anew[0]
+            subject = room_receipt_subject(room_id, self._connection.partitions)
+            await self._connection.publish(
+                subject, output_pb2.OutputMessage(room_id=room_id).SerializeToString()
+            )
+        return {"applied": replayed.applied, "failed": replayed.failed}
 
     # -- following
 

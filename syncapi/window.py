@@ -9,7 +9,7 @@ Loaded at start (rooms' counters, users' rooms, who is ignored, whose inbox is n
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -29,7 +29,7 @@ from syncapi.applied import (
     ThreadEvent,
     UserRoom,
 )
-from syncapi.storage import accounts, members, rooms, threads, to_device
+from syncapi.storage import accounts, dead_letters, members, rooms, threads, to_device
 from syncapi.storage.tables import MAX_POSITION
 
 MAX_ENTRIES = 50_000
@@ -90,6 +90,7 @@ class Snapshot:
     inboxes: list[tuple[str, str]]
     rooms_through: int = 0
     threaded: Sequence[str] = ()
+    told_anew: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_snapshot(connection: Connection) -> Snapshot:
@@ -104,6 +105,7 @@ def load_snapshot(connection: Connection) -> Snapshot:
         to_device.load_pending(connection),
         accounts.load_marker(connection, "rooms_through"),
         threads.load_threaded_rooms(connection),
+        dead_letters.load_told_anew(connection),
     )
 
 
@@ -129,6 +131,8 @@ class Window:
         """Membership events lately asked for: (room, user) -> event, kept right by what is applied."""
         self.threaded: set[str] = set()
         """Rooms that have threads."""
+        self.told_anew: Mapping[str, int] = {}
+        """Rooms that clients with older tokens get as if they were new."""
         self.recent: deque[tuple[int, str]] = deque()
         """(position, room) of everything that changed a room."""
         self.device_lists: deque[tuple[int, str]] = deque()
@@ -152,6 +156,7 @@ class Window:
         self.users = {}
         self.members.clear()
         self.threaded = set(snapshot.threaded)
+        self.told_anew = snapshot.told_anew
         for deque_ in (self.recent, self.device_lists, self._held):
             deque_.clear()
         self.sequence = snapshot.sequence

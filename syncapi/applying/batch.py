@@ -70,21 +70,26 @@ class Kept:
 
     Args:
         is_local: whether a user id is one of ours.
+        raise_on_type: for tests: events of this type raise.
     """
 
-    def __init__(self, is_local: Callable[[str], bool]) -> None:
+    def __init__(self, is_local: Callable[[str], bool], raise_on_type: str = "") -> None:
         self.is_local = is_local
+        self.raise_on_type = raise_on_type
         self.rooms: dict[str, RoomCache] = {}
         # user -> edited push rules; None: not loaded yet
         self.push_rules: dict[str, notifications.Ruleset] | None = None
         # Counts rebuilds; None: not known yet.
         self.generation: int | None = None
+        # Rooms of which nothing is applied; None: not loaded yet.
+        self.quarantined: frozenset[str] | None = None
 
     def forget(self) -> None:
         """Drop it."""
         self.rooms.clear()
         self.push_rules = None
         self.generation = None
+        self.quarantined = None
 
 
 class Batch:

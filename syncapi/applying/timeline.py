@@ -22,6 +22,8 @@ def room_event(
     batch: Batch, message: output_pb2.OutputMessage, entry: output_pb2.RoomEvent, position: int
 ) -> None:
     room = batch.room(message.room_id, entry.room_version)
+    if batch.applier.raise_on_type and entry.type == batch.applier.raise_on_type:
+        raise RuntimeError(f"a test wants events of type {entry.type} to raise")
     if entry.participation_began:
         begin_participation(batch, room, entry.participation, position)
     if entry.placement == HIDDEN:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from syncapi.applied import NO_THREADS, ReceiptMoved, RoomCounters, StoredEvent, ThreadCounts, UserRoom
 from syncapi.bundles import load_bundles
-from syncapi.storage import accounts, members, receipts, rooms, state, threads, to_device
+from syncapi.storage import accounts, dead_letters, members, receipts, rooms, state, threads, to_device
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
 from syncapi.sync.account_data import by_room, render_account_data
@@ -89,6 +89,7 @@ class _Builder:
         self.source = DatabaseSource(connection)
         self.room_data: dict[str, list[bytes]] = {}
         self.threaded: set[str] = set()
+        self.told_anew: set[str] = set()
 
     def build(self) -> None:
         reader, filter_ = self.reader, self.reader.filter
@@ -118,13 +119,17 @@ class _Builder:
 
     def _rooms(self) -> None:
         filter_ = self.reader.filter
+        if self.request.since is not None:
+            known = self.request.since.output_sequence
+            told = dead_letters.load_told_anew(self.connection)
+            self.told_anew = {room_id for room_id, through in told.items() if through >= known}
         rows = [
             row
             for row in members.load_rooms_of_user(self.connection, self.reader.user_id)
             if not row.forgotten and filter_.passes_room(row.room_id) and row.position <= self.through
         ]
         joined = [row for row in rows if row.joined_until == MAX_POSITION]
-        changed = [row.room_id for row in rows if self.since is None or row.position > self.since]
+        changed = [row.room_id for row in rows if self._is_new(row)]
         histories = state.load_member_history(self.connection, changed, self.reader.user_id)
         newly_joined, newly_left = self._memberships(rows, histories)
         if self.since is not None:
@@ -149,6 +154,10 @@ class _Builder:
                 through=self.through,
             )
 
+    def _is_new(self, row: UserRoom) -> bool:
+        """Whether the user's membership is new to the client."""
+        return self.since is None or row.position > self.since or row.room_id in self.told_anew
+
     def _was_joined(self, history: list[tuple[int, int, str]]) -> bool:
         """Whether the client has the room from before: joined at since."""
         if self.since is None:
@@ -162,11 +171,12 @@ class _Builder:
         newly_joined: set[str] = set()
         newly_left: list[tuple[str, int]] = []
         for row in rows:
-            is_new = self.since is None or row.position > self.since
+            is_new = self._is_new(row)
             history = histories.get(row.room_id, [])
             if row.joined_until == MAX_POSITION:
                 # A stay that began after since is new, even if an earlier one was known: state may be missed.
-                if self.since is None or (row.joined_since or 0) > self.since:
+                began = row.joined_since or 0
+                if self.since is None or began > self.since or row.room_id in self.told_anew:
                     newly_joined.add(row.room_id)
             elif not is_new:
                 continue

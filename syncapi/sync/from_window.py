@@ -96,6 +96,11 @@ def make_answer(
         return None
     if window.device_lists and window.device_lists[-1][0] > since:
         return None
+    if window.told_anew and any(
+        through >= request.since.output_sequence and room_id in view.rooms
+        for room_id, through in window.told_anew.items()
+    ):
+        return None
     reader.ignored = view.ignored
     return _answer(window, view, request, reader, typing, since)
 

@@ -11,9 +11,13 @@ from sqlalchemy import Connection
 from arbor.accounts.v1 import accounts_pb2
 from arbor.log.v1 import output_pb2
 from arbor.roomserver.v1 import query_pb2
+from servicekit.log.applying import store_dead_letter
+from servicekit.log.reader import LogMessage
+from servicekit.log.subjects import OUTPUT, room_output_subject
 from syncapi.rebuild import fetch_exports, replace_tables
+from syncapi.storage import dead_letters, receipts
 from syncapi.storage.accounts import load_position
-from syncapi.storage.tables import derived_tables, metadata
+from syncapi.storage.tables import derived_tables, log_tables, metadata
 from tests.support.sync_world import ALICE, BOB, CAROL, EPOCH, SyncWorld
 
 
@@ -150,3 +154,32 @@ async def test_replay_from_zero_gives_the_same_rows(world: SyncWorld, tmp_path: 
             assert again[name] == full[name], name
     finally:
         other.close()
+
+
+async def test_a_rebuild_mends_quarantined_rooms_and_keeps_receipts_put_aside(world: SyncWorld) -> None:
+    room, second = converse(world)
+    receipt = output_pb2.OutputMessage(
+        room_id=room.room_id,
+        entries=[
+            output_pb2.OutputEntry(
+                receipt=output_pb2.Receipt(user_id=CAROL, receipt_type="m.read", event_id=second)
+            )
+        ],
+    ).SerializeToString()
+    world.sequence += 1
+    letters = [(receipt, world.sequence), *((one.data, one.sequence) for one in world.messages[-4:-2])]
+
+    def put_aside(connection: Connection) -> None:
+        for data, sequence in letters:
+            subject = room_output_subject(room.room_id, 16)
+            message = LogMessage(sequence, subject, data, None, b"0")
+            store_dead_letter(
+                connection, log_tables, OUTPUT, EPOCH, message, ValueError("a test's"), now_ms=0
+            )
+
+    world.database.write_sync(put_aside)
+    assert world.database.read_sync(dead_letters.load_quarantined) == {room.room_id}
+    await rebuild(world, Owners(world))
+    assert world.database.read_sync(dead_letters.load_letters) == []
+    kept = world.database.read_sync(receipts.load_all)
+    assert (CAROL, second) in {(moved.user_id, moved.event_id) for moved in kept}
