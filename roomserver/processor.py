@@ -19,7 +19,8 @@ from sqlalchemy import Connection
 
 from roomserver import metrics
 from roomserver.erasure import Eraser
-from roomserver.input.judge import Held, Judge, Outcome, Work
+from roomserver.input.judge import Judge
+from roomserver.input.work import Held, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.storage import garbage, partitions
 from roomserver.verdicts import VerdictSender

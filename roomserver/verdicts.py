@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from arbor.log.v1 import input_pb2
 from roomserver.input.batch import Answer
-from roomserver.input.judge import Outcome
+from roomserver.input.work import Outcome
 from servicekit.log.connection import LogConnection
 
 MAX_CONTENDED = 10_000

@@ -17,5 +17,7 @@ visibility    what decides who may see an event
 redactions    redacted forms, also when the redaction came first
 merge         the hidden event that joins heads
 outputs       entries and messages for OUTPUT
-judge         the whole: batch, savepoints, dead letters
+finish        messages are numbered and everything is written; dead letters
+work          what goes into a transaction, and what comes out
+judge         the whole: batch, savepoints
 """

@@ -11,33 +11,27 @@ An exception while judging rolls all of it back; the batch is then applied entry
 whoever raises again goes to `dead_letter`, its room into quarantine (architecture, rule 10).
 """
 
-import json
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 
 from arbor.log.v1 import input_pb2
 from roomserver import metrics
-from roomserver.input import commit_import, federation, history, local, merge, outputs, purge
+from roomserver.input import commit_import, federation, history, local, purge
 from roomserver.input.auth import Refusal
-from roomserver.input.batch import Answer, Batch, Context
+from roomserver.input.batch import Batch, Context
 from roomserver.input.decode import Request, decode_requests
+from roomserver.input.finish import bury, finish
 from roomserver.input.load import load
+from roomserver.input.work import Held, Outcome, Work
 from roomserver.memory import Memory
-from roomserver.rooms import Told
-from roomserver.storage import dead_letters, erasures, partitions, rooms
+from roomserver.storage import dead_letters, partitions, rooms
 from roomserver.storage import outputs as output_rows
-from roomserver.storage.erasures import Erasure
-from roomserver.storage.tables import log_tables
 from servicekit.log.applying import is_transient
 from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
 from servicekit.log.faultpoints import fault_point
-from servicekit.log.outbox import OutboxEntry
 from servicekit.log.reader import LogMessage
-from servicekit.log.subjects import room_output_subject
 from servicekit.logging import get_logger
 
 log = get_logger("roomserver.input")
@@ -47,46 +41,6 @@ Origin = input_pb2.EventOrigin
 
 _ALONE = frozenset({"commit_import", "purge_room", "replay_room"})
 """Kinds that write as they go, each with nothing of others pending."""
-
-
-@dataclass(slots=True)
-class Held:
-    """A partition that is ours."""
-
-    epoch: int
-    position: int
-    output_no: int
-
-
-@dataclass(slots=True)
-class Work:
-    """What goes into a transaction."""
-
-    messages: list[LogMessage]
-    through: int
-    input_epoch: str
-    published: list[tuple[int, int, int]] = field(default_factory=list)
-    """(sequence, partition, output_no) of messages whose place on OUTPUT is known since."""
-    done: list[tuple[int, int, int]] = field(default_factory=list)
-    """(partition, output_no, sequence): the outbox is published up to there."""
-    advance_all: bool = False
-    """Move the positions of all partitions, not only of those that have messages here."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of it."""
-
-    entries: list[OutboxEntry]
-    answers: list[Answer]
-    known_sequences: dict[tuple[int, int], int]
-    rooms: dict[str, tuple[int, int]]
-    """room id -> (partition, last output_no)."""
-    held: dict[int, Held]
-    judged: int
-    dead: int = 0
-    erases: bool = False
-    """Something is to go from the log: see `erasures`."""
 
 
 class Judge:
@@ -117,7 +71,7 @@ class Judge:
         batch = Batch(conn, self.context, self.memory, self._now_ms())
         load(batch, requests)
         self._judge_all(batch, requests)
-        outcome = self._finish(batch, new_held)
+        outcome = finish(batch, new_held)
         outcome.judged = len(requests)
         self._pending.append(batch)
         if requests:
@@ -176,7 +130,7 @@ class Judge:
         room = waiting_batch.work(room_id)
         if room is not None and not room.row.quarantined_ms:
             federation.retry_waiting(waiting_batch, room)
-        self._add(total, self._finish(waiting_batch, total.held))
+        self._add(total, finish(waiting_batch, total.held))
         return applied, failed
 
     def _add(self, total: Outcome, outcome: Outcome) -> None:
@@ -195,7 +149,7 @@ class Judge:
             batch = Batch(conn, self.context, Memory(), self._now_ms())
             load(batch, [request])
             self._judge_all(batch, [request])
-            outcome = self._finish(batch, held)
+            outcome = finish(batch, held)
         except StopFollowing:
             raise
         except commit_import.ImportRefused as refused:
@@ -207,7 +161,7 @@ class Judge:
             if is_transient(error):
                 raise
             savepoint.rollback()
-            return self._bury(conn, request, error, held, epoch)
+            return bury(conn, self.context, request, error, held, epoch, self._now_ms())
         savepoint.commit()
         return outcome
 
@@ -302,142 +256,6 @@ class Judge:
                     purge.judge(batch, request)
                 case _:
                     raise UnknownEntryKind(f"INPUT {request.sequence}: no handler for {request.kind}")
-
-    def _finish(self, batch: Batch, held: dict[int, Held]) -> Outcome:
-        """Number the messages, write everything, and say what is to be done after the commit."""
-        told: list[output_rows.Told] = []
-        touched: dict[str, tuple[int, int]] = {}
-        numbered: dict[int, int] = {}
-        for work in list(batch.works.values()):
-            if work.touched and len(work.heads) >= merge.MERGE_FROM:
-                merge.merge_heads(batch, work)
-            if work.outputs:
-                place = self._number(batch, work.room_id, work.row.nid, work.outputs, held, numbered, told)
-                work.row.last_output_no = place[1]
-                touched[work.room_id] = place
-            if work.touched:
-                work.row.heads = tuple(head.nid for head in work.heads.values())
-                metrics.heads.labels("joined" if work.row.participating else "left").observe(len(work.heads))
-        for room_id, entries_ in batch.strays.items():
-            touched[room_id] = self._number(batch, room_id, 0, entries_, held, numbered, told)
-        held = dict(held)
-        for number, output_no in numbered.items():
-            held[number] = Held(held[number].epoch, held[number].position, output_no)
-        epochs = {number: mine.epoch for number, mine in held.items()}
-        batch.store(told, epochs)
-        if numbered:
-            partitions.store_output_numbers(
-                batch.conn, [(number, epochs[number], output_no) for number, output_no in numbered.items()]
-            )
-        entries = [OutboxEntry(m[0], m[1], epochs[m[0]], m[3], m[4]) for m in told]
-        known = self._known_sequences(batch)
-        outcome = Outcome(entries, batch.answers, known, touched, held, 0)
-        if batch.redactions or batch.trimmed or batch.purged:
-            outcome.erases = self._remember_erasures(batch, touched, held)
-        return outcome
-
-    def _remember_erasures(
-        self, batch: Batch, touched: dict[str, tuple[int, int]], held: dict[int, Held]
-    ) -> bool:
-        """Store what is to go from the log; returns whether anything is."""
-        gone: dict[str, set[str]] = {room_id: set() for room_id in batch.purged}
-        if self.context.secure_erase:
-            gone.update((room_id, set()) for room_id in batch.trimmed)
-            for nid, _, _ in batch.redactions:
-                event = batch.loaded_events[nid]
-                gone.setdefault(event.room_id or "", set()).add(event.event_id)
-        erasures.store_erasures(
-            batch.conn,
-            [
-                Erasure(
-                    *touched[room_id],
-                    room_id,
-                    frozenset(event_ids),
-                    room_id in batch.purged,
-                    held[touched[room_id][0]].position,
-                )
-                for room_id, event_ids in gone.items()
-            ],
-        )
-        return bool(gone)
-
-    def _number(
-        self,
-        batch: Batch,
-        room_id: str,
-        room_nid: int,
-        entries: list[Told],
-        held: dict[int, Held],
-        numbered: dict[int, int],
-        told: list[output_rows.Told],
-    ) -> tuple[int, int]:
-        """Make a room's messages; returns the place of the last one."""
-        partition = self.context.partition_of(room_id)
-        subject = room_output_subject(room_id, self.context.partitions)
-        output_no = 0
-        for part in outputs.cut(entries):
-            output_no = numbered.get(partition, held[partition].output_no) + 1
-            numbered[partition] = output_no
-            message, skeleton = outputs.make_message(
-                room_id,
-                part,
-                partition=partition,
-                epoch=held[partition].epoch,
-                output_no=output_no,
-                created_ms=batch.now_ms,
-                stray=room_nid == 0,
-            )
-            told.append((partition, output_no, room_nid, subject, message, skeleton))
-        return partition, output_no
-
-    def _known_sequences(self, batch: Batch) -> dict[tuple[int, int], int]:
-        """OUTPUT sequences of older messages that verdicts refer to."""
-        wanted: dict[int, list[int]] = {}
-        for answer in batch.answers:
-            if answer.row is not None and answer.row.nid not in batch.new_events and answer.row.output_no:
-                wanted.setdefault(answer.partition, []).append(answer.row.output_no)
-            elif answer.room is not None and not answer.room.outputs and answer.room.row.last_output_no:
-                wanted.setdefault(answer.partition, []).append(answer.room.row.last_output_no)
-        return {
-            (partition, output_no): sequence
-            for partition, output_nos in wanted.items()
-            for output_no, sequence in output_rows.load_sequences(batch.conn, partition, output_nos).items()
-        }
-
-    def _bury(
-        self, conn: Connection, request: Request, error: Exception, held: dict[int, Held], epoch: str
-    ) -> Outcome:
-        """Put a bad entry away and its room into quarantine."""
-        metrics.dead_letters.inc()
-        log.error("entry_dead", room_id=request.room_id, sequence=request.sequence, exc_info=error)
-        single = input_pb2.InputMessage(room_id=request.room_id, entries=[request.entry])
-        with conn.begin_nested():
-            conn.execute(
-                insert(log_tables.dead_letter).values(
-                    stream="INPUT",
-                    epoch=epoch,
-                    sequence=request.sequence,
-                    entry_index=request.index,
-                    subject=request.message.subject,
-                    about=request.room_id,
-                    data=single.SerializeToString(),
-                    headers=json.dumps(request.message.headers),
-                    error=f"{type(error).__name__}: {error}",
-                    traceback="".join(traceback.format_exception(error)),
-                    created_ms=self._now_ms(),
-                )
-            )
-            rooms.store_quarantine(conn, request.room_id, self._now_ms())
-        verdict = input_pb2.Verdict(
-            request_id=request.entry.request_id,
-            code=Code.VERDICT_CODE_REJECTED,
-            rejection=input_pb2.Rejection(
-                rule="internal", reason="the entry could not be applied", errcode="M_UNKNOWN"
-            ),
-        )
-        partition = self.context.partition_of(request.room_id)
-        answer = Answer(request.entry.reply_to, verdict, partition, None, None, request.room_id)
-        return Outcome([], [answer], {}, {}, held, 1)
 
 
 def _is_history(request: Request, room_id: str) -> bool:

@@ -17,7 +17,8 @@ from arbor.log.v1 import common_pb2, input_pb2
 from arbor.log.v1.output_pb2 import OutputEntry, OutputMessage
 from matrixlib.events import Event
 from roomserver.input.batch import Context
-from roomserver.input.judge import Held, Judge, Outcome, Work
+from roomserver.input.judge import Judge
+from roomserver.input.work import Held, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.memory import Memory
 from roomserver.storage import partitions

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from arbor.log.v1.input_pb2 import VerdictCode
-from roomserver.input.judge import Work
+from roomserver.input.work import Work
 from roomserver.processor import PLACED_MIN
 from servicekit.database.raw import Sql
 from servicekit.log.errors import OwnershipLost
