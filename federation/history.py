@@ -97,7 +97,7 @@ class History:
         path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id, ts=str(at_ms), dir=direction)
         for server in await self._servers(room_id):
             try:
-                answer = await self._client.get(server, path, timeout_s=TIMEOUT_S)
+                answer = await self._client.get(server, path, origin=view.speaks_as, timeout_s=TIMEOUT_S)
                 event_id = answer.get("event_id") if isinstance(answer, dict) else None
                 if not isinstance(event_id, str):
                     continue
@@ -129,7 +129,7 @@ class History:
             v=list(from_event_ids)[:20],
             limit=str(min(max(limit, 1), MAX_EVENTS)),
         )
-        answer = await self._client.get(server, path, timeout_s=TIMEOUT_S)
+        answer = await self._client.get(server, path, origin=view.speaks_as, timeout_s=TIMEOUT_S)
         pdus = answer.get("pdus") if isinstance(answer, dict) else None
         if not isinstance(pdus, list):
             raise BadAnswer(server, "pdus is no array")

@@ -131,7 +131,7 @@ class Parts:
             destinations.note_contact(server_name)
             ring.forget_failure(server_name)
 
-        self.authenticator = Authenticator(ring, config.is_local, names[0], now_ms, on_contact)
+        self.authenticator = Authenticator(ring, config.is_local, names, now_ms, on_contact)
         restricted = RestrictedJoins(rooms, config.is_local)
         self.answering: dict[str, Any] = {
             "keys": KeyRoutes(own, ring, now_ms),

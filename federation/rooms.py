@@ -27,12 +27,16 @@ ACL_KEY: StateKey = ("m.room.server_acl", "")
 
 @dataclass(frozen=True, slots=True)
 class RoomView:
-    """What every request about a room needs. `participating`: a local user is joined."""
+    """What every request about a room needs. `participating`: a local user is joined.
+
+    `speaks_as`: of several local server names the one with a user in the room; None: the first, or the only one.
+    """
 
     room_id: str
     version: RoomVersion
     participating: bool
     acl: ServerAcl | None
+    speaks_as: str | None = None
 
     def allows(self, server_name: str) -> bool:
         """Whether the room's ACL lets a server take part."""
@@ -56,9 +60,13 @@ class Rooms:
 
     Args:
         channel: to the RoomServer.
+        local_names: our server names.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    local_names: Sequence[str] = ()
+
+    def __init__(self, channel: grpc.aio.Channel, local_names: Sequence[str] = ()) -> None:
+        self.local_names = local_names
         self._stub: query_pb2_grpc.QueryServiceAsyncStub = query_pb2_grpc.QueryServiceStub(channel)
         self._admin: query_pb2_grpc.AdminServiceAsyncStub = query_pb2_grpc.AdminServiceStub(channel)
         self._views: OrderedDict[str, RoomView] = OrderedDict()
@@ -78,12 +86,22 @@ class Rooms:
         if latest is None:
             return None
         view = RoomView(
-            room_id, latest.version, latest.participating, ServerAcl.of(latest.state.get(ACL_KEY))
+            room_id,
+            latest.version,
+            latest.participating,
+            ServerAcl.of(latest.state.get(ACL_KEY)),
+            await self._speaker(room_id) if latest.participating else None,
         )
         self._views[room_id] = view
         if len(self._views) > MAX_VIEWS:
             self._views.popitem(last=False)
         return view
+
+    async def _speaker(self, room_id: str) -> str | None:
+        if len(self.local_names) < 2:
+            return None
+        servers = await self.servers(room_id)
+        return next((name for name in self.local_names if name in servers), None)
 
     async def require(self, room_id: str, origin: str) -> RoomView:
         """Return the view of a room that we are in, for a request of `origin`.

@@ -74,7 +74,7 @@ class FederationService:
         self._connection = connection = await LogConnection.connect(config, self.name)
         await connection.wait_for_streams()
         inbox = await VerdictInbox.open(connection, decode_verdicts)
-        rooms = Rooms(channel_to(config, "roomserver"))
+        rooms = Rooms(channel_to(config, "roomserver"), config.server_names)
         self._transport = Transport(
             DenyList(config.federation.ip_denylist),
             config.federation.trusted_ca_paths,

@@ -116,7 +116,8 @@ def verify_request(
         raise RequestAuthError("signed with another key")
     if header.destination is not None and header.destination != destination:
         raise RequestAuthError("the request is for another server")
-    request = signed_request(method, uri, header.origin, header.destination, content)
+    # Who leaves the destination out of the header has signed it all the same.
+    request = signed_request(method, uri, header.origin, destination, content)
     request["signatures"] = {header.origin: {header.key_id: header.signature}}
     try:
         verify_signed_json(request, header.origin, key)

@@ -59,14 +59,17 @@ class Registration:
         if not self._config.registration.enabled:
             raise forbidden("Registration is closed on this server")
 
-    def user_id_of(self, username: str) -> str:
+    def user_id_of(self, username: str, server_name: str | None = None) -> str:
         """Return the user id that a wanted username makes; capitals become small letters.
+
+        Args:
+            server_name: of several local ones; the first by default.
 
         Raises:
             MatrixError: M_INVALID_USERNAME.
         """
         localpart = username.lower()
-        user_id = f"@{localpart}:{self._config.server_names[0]}"
+        user_id = f"@{localpart}:{server_name or self._config.server_names[0]}"
         if not is_valid_new_user_localpart(localpart):
             raise MatrixError("M_INVALID_USERNAME", 400, "A username consists of a-z, 0-9 and . _ = - / +")
         if len(user_id) > MAX_ID_BYTES:

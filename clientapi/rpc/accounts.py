@@ -157,13 +157,13 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         self, request: accounts_pb2.CreateUserRequest, context: Context
     ) -> accounts_pb2.CreateUserResponse:
         """Make an account for the operator."""
-        username = request.username
+        username, server_name = request.username, self._config.server_names[0]
         if username.startswith("@"):
             server_name = server_name_of(username)
-            if server_name != self._config.server_names[0]:
-                raise invalid_param(f"Accounts are made on {self._config.server_names[0]}")
+            if not self._config.is_local(server_name):
+                raise invalid_param(f"Accounts are made on {', '.join(self._config.server_names)}")
             username = username[1:].partition(":")[0]
-        user_id = self._registration.user_id_of(username)
+        user_id = self._registration.user_id_of(username, server_name)
         password = None
         if request.password:
             password = self._registration.check_new_password(request.password)

@@ -1,13 +1,14 @@
 """Who is asking: each request of another server carries a signature over its method, path, query and body."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from federation.clock import NowMs
 from federation.keys.ring import KeyRing
 from matrixlib.canonical_json import CanonicalJsonError, parse_json
-from matrixlib.request_auth import RequestAuthError, parse_authorization_header, verify_request
+from matrixlib.request_auth import RequestAuthError, XMatrix, parse_authorization_header, verify_request
+from matrixlib.signing import VerifyKey
 from servicekit.errors import MatrixError, bad_json
 from servicekit.http import Request
 
@@ -29,7 +30,7 @@ class Authenticator:
 
     Args:
         is_local: whether a server name is ours.
-        default_name: the name meant by requests that do not say which of ours they are for.
+        local_names: our names; requests that do not say which one they are for may mean any of them.
         on_contact: called with each server that has proved who it is.
     """
 
@@ -37,13 +38,13 @@ class Authenticator:
         self,
         ring: KeyRing,
         is_local: Callable[[str], bool],
-        default_name: str,
+        local_names: Sequence[str],
         now_ms: NowMs,
         on_contact: Callable[[str], None],
     ) -> None:
         self._ring = ring
         self._is_local = is_local
-        self._default_name = default_name
+        self._local_names = tuple(local_names)
         self._now_ms = now_ms
         self._on_contact = on_contact
 
@@ -60,8 +61,7 @@ class Authenticator:
             given = parse_authorization_header(header)
         except RequestAuthError as error:
             raise _unauthorized(f"Unusable Authorization header: {error}") from None
-        destination = given.destination if given.destination is not None else self._default_name
-        if not self._is_local(destination):
+        if given.destination is not None and not self._is_local(given.destination):
             raise _unauthorized("The request is signed for another server")
         if self._is_local(given.origin):
             raise _unauthorized("The request claims to come from this server")
@@ -72,21 +72,32 @@ class Authenticator:
         key = keys.get(given.key_id)
         if key is None:
             raise _unauthorized(f"No valid key {given.key_id[:100]} of {given.origin}")
-        try:
-            verify_request(
-                given,
-                key,
-                method=request.method,
-                uri=request.raw_target,
-                destination=destination,
-                content=content,
-            )
-        except RequestAuthError as error:
-            raise _unauthorized(str(error)) from None
+        destination = self._verified(given, key, request, content)
         self._on_contact(given.origin)
         if content is not None and not isinstance(content, dict):
             raise bad_json("The body is not a JSON object")
         return Caller(given.origin, destination, content or {})
+
+    def _verified(self, given: XMatrix, key: VerifyKey, request: Request, content: Any) -> str:
+        """Check the signature and return which of our names it is for."""
+        # Old servers leave the destination out of the header, not out of what they sign.
+        names = self._local_names if given.destination is None else (given.destination,)
+        refusal = RequestAuthError("no name to check against")
+        for destination in names:
+            try:
+                verify_request(
+                    given,
+                    key,
+                    method=request.method,
+                    uri=request.raw_target,
+                    destination=destination,
+                    content=content,
+                )
+            except RequestAuthError as error:
+                refusal = error
+            else:
+                return destination
+        raise _unauthorized(str(refusal))
 
 
 async def _content(request: Request) -> Any:

@@ -189,6 +189,7 @@ class Fetcher:
             server,
             "POST",
             path_of("/_matrix/federation/v1/get_missing_events/{}", view.room_id),
+            origin=view.speaks_as,
             content={
                 "earliest_events": list(latest.heads) if latest is not None else [],
                 "latest_events": [waiting.event_id],
@@ -220,14 +221,14 @@ class Fetcher:
 
     async def _fetch_auth(self, view: RoomView, event: Event, server: str) -> None:
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", view.room_id, event.event_id)
-        answer = await self._client.get(server, path, timeout_s=LARGE_TIMEOUT_S, max_bytes=LARGE_MAX_BYTES)
+        answer = await self._get_large(view, server, path)
         events = await self._checked(view, answer, "auth_chain", server)
         await self._submit_outliers(view, events, server)
 
     async def _fetch_state(self, view: RoomView, event: Event, server: str) -> None:
         """Get the state before an event from a server and submit the event with it."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", view.room_id, event_id=event.event_id)
-        answer = await self._client.get(server, path, timeout_s=LARGE_TIMEOUT_S, max_bytes=LARGE_MAX_BYTES)
+        answer = await self._get_large(view, server, path)
         state_ids = _id_list(answer, "pdu_ids", server)
         chain_ids = _id_list(answer, "auth_chain_ids", server)
         wanted = list(dict.fromkeys([*chain_ids, *state_ids]))
@@ -254,9 +255,7 @@ class Fetcher:
         wanted = frozenset(unknown)
         if len(unknown) > MAX_SINGLE:
             path = path_of("/_matrix/federation/v1/state/{}", view.room_id, event_id=event.event_id)
-            answer = await self._client.get(
-                server, path, timeout_s=LARGE_TIMEOUT_S, max_bytes=LARGE_MAX_BYTES
-            )
+            answer = await self._get_large(view, server, path)
             found = [
                 *await self._checked(view, answer, "auth_chain", server),
                 *await self._checked(view, answer, "pdus", server),
@@ -268,9 +267,8 @@ class Fetcher:
         async def fetch_one(event_id: str) -> None:
             async with slots:
                 try:
-                    answer = await self._client.get(
-                        server, path_of("/_matrix/federation/v1/event/{}", event_id)
-                    )
+                    path = path_of("/_matrix/federation/v1/event/{}", event_id)
+                    answer = await self._client.get(server, path, origin=view.speaks_as)
                     events = await self._checked(view, answer, "pdus", server)
                 except RemoteError as error:
                     log.info("event_not_fetched", server=server, event=event_id, reason=str(error))
@@ -281,6 +279,12 @@ class Fetcher:
             for event_id in unknown:
                 group.create_task(fetch_one(event_id))
         return results
+
+    async def _get_large(self, view: RoomView, server: str, path: str) -> Any:
+        """Get what may be the state of a large room."""
+        return await self._client.get(
+            server, path, origin=view.speaks_as, timeout_s=LARGE_TIMEOUT_S, max_bytes=LARGE_MAX_BYTES
+        )
 
     # -- both ----------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ are about, and are dropped when the destination fails. Those that must not be lo
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from federation.storage.outgoing import OutgoingEvent
@@ -39,6 +40,8 @@ class DestinationQueue:
     """The transaction that is being sent, the same until the destination has it."""
     max_pdus: int = MAX_PDUS
     """Events in a transaction; fewer for a server that finds that too large."""
+    last_origin: str = ""
+    """Of several local names the one that the last transaction spoke as."""
     known_through: int = 0
     """Events up to here were in memory once, or are found in the database."""
 
@@ -89,10 +92,12 @@ class DestinationQueue:
         """The events of the next transaction; they stay in the queue until `sent`."""
         return [self.events[index] for index in range(min(len(self.events), self.max_pdus))]
 
-    def next_ephemeral(self, room: int) -> dict[tuple[str, ...], dict[str, Any]]:
-        """Up to `room` EDUs of the moment; they stay in the queue until `sent`."""
-        keys = list(self.ephemeral)[: max(room, 0)]
-        return {key: self.ephemeral[key] for key in keys}
+    def next_ephemeral(
+        self, room: int, of: Callable[[dict[str, Any]], bool] | None = None
+    ) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Up to `room` EDUs of the moment, those that `of` chooses; they stay in the queue until `sent`."""
+        chosen = (item for item in self.ephemeral.items() if of is None or of(item[1]))
+        return dict(islice(chosen, max(room, 0)))
 
     def sent(self, through: int, ephemeral: Iterable[tuple[tuple[str, ...], dict[str, Any]]]) -> None:
         """The destination has events up to a position, and these EDUs."""

@@ -9,6 +9,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -19,11 +20,12 @@ from federation.outbound.errors import RemoteError, RemoteRefused, Unreachable
 from federation.rooms import Rooms
 from federation.sender.consumer import Heard, LocalReceipt
 from federation.sender.destinations import Destinations
+from federation.sender.names import LocalNames
 from federation.sender.queue import MAX_EDUS, MAX_PDUS, DestinationQueue
 from federation.storage import outgoing as storage
 from federation.storage.outgoing import UNKNOWN, OutgoingEdu, OutgoingEvent, Presence
 from matrixlib.canonical_json import parse_json
-from matrixlib.identifiers import is_valid_server_name, server_name_of
+from matrixlib.identifiers import is_valid_server_name
 from servicekit import metrics
 from servicekit.database import Database
 from servicekit.errors import MatrixError
@@ -80,7 +82,8 @@ class Sender:
         self._destinations = destinations
         self._database = database
         self._rooms = rooms
-        self._local_names = tuple(local_names)
+        self._names = LocalNames(local_names)
+        self._local_names = self._names.local
         self._now_ms = now_ms
         self._jitter = jitter
         self._queues: dict[str, DestinationQueue] = {}
@@ -329,31 +332,49 @@ class Sender:
             durable = await self._database.read(storage.load_edus, queue.server_name, MAX_EDUS)
             if not durable:
                 queue.has_durable = False
+        if len(self._names.local) > 1:
+            return self._of_one_name(queue, events, durable, through)
         ephemeral = queue.next_ephemeral(MAX_EDUS - len(durable))
         if not events and not durable and not ephemeral:
             return None
-        origin = self._origin_of(events)
-        own = [event for event in events if self._origin_of([event]) == origin]
-        if len(own) < len(events):
-            # Several local names: as far as the first name's events go without a gap.
-            own = []
-            for event in events:
-                if self._origin_of([event]) != origin:
-                    break
-                own.append(event)
-            through = own[-1].position
-        self._txn_no += 1
-        txn_id = f"{self._txn_prefix}-{self._txn_no}"
-        return _Transaction(txn_id, origin, own, durable, ephemeral, through)
+        return self._transaction(self._names.local[0], events, durable, ephemeral, through)
 
-    def _origin_of(self, events: Sequence[OutgoingEvent]) -> str:
-        """The local name to speak as: the sender's."""
-        if len(self._local_names) > 1 and events:
-            sender = parse_json(events[0].pdu_json).get("sender", "")
-            name = str(server_name_of(sender))
-            if name in self._local_names:
-                return name
-        return self._local_names[0]
+    def _transaction(
+        self,
+        origin: str,
+        events: Sequence[OutgoingEvent],
+        durable: Sequence[OutgoingEdu],
+        ephemeral: dict[tuple[str, ...], dict[str, Any]],
+        through: int,
+    ) -> _Transaction:
+        self._txn_no += 1
+        return _Transaction(f"{self._txn_prefix}-{self._txn_no}", origin, events, durable, ephemeral, through)
+
+    def _of_one_name(
+        self,
+        queue: DestinationQueue,
+        events: Sequence[OutgoingEvent],
+        durable: Sequence[OutgoingEdu],
+        through: int,
+    ) -> _Transaction | None:
+        """What one of several local names has to say; the names take turns."""
+        names = self._names
+        waiting = [
+            *(names.of_event(event) for event in events[:1]),
+            *(names.of_edu(orjson.loads(edu.edu_json)) for edu in durable),
+            *(names.of_edu(edu) for edu in queue.ephemeral.values()),
+        ]
+        if not waiting:
+            return None
+        origin = next((name for name in waiting if name != queue.last_origin), waiting[0])
+        queue.last_origin = origin
+        # Events in their order, without a gap: as far as the first name's go.
+        own_events = list(takewhile(lambda event: names.of_event(event) == origin, events))
+        own_durable = [edu for edu in durable if names.of_edu(orjson.loads(edu.edu_json)) == origin]
+        ephemeral = queue.next_ephemeral(MAX_EDUS - len(own_durable), lambda edu: names.of_edu(edu) == origin)
+        if len(own_events) < len(events):
+            through = own_events[-1].position if own_events else 0
+        return self._transaction(origin, own_events, own_durable, ephemeral, through)
 
     async def _catch_up(self, queue: DestinationQueue) -> tuple[Sequence[OutgoingEvent], int]:
         """The next events from the database; when these are all, memory is followed again."""

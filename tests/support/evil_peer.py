@@ -36,6 +36,7 @@ class Asked:
     query: dict[str, str]
     headers: dict[str, str]
     content: Any
+    raw_query: str = ""
 
 
 @dataclass(slots=True)
@@ -113,6 +114,7 @@ class EvilPeer:
             dict(base.query),
             dict(base.headers),
             orjson.loads(body) if body else None,
+            base.raw_path.partition("?")[2],
         )
         self.requests.append(request)
         script = self._scripts.get(endpoint_of(request.path))

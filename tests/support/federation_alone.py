@@ -383,8 +383,8 @@ class LogInMemory:
 class FederationAlone:
     """See the module. `base_url` is where other servers reach it, as `server_name`."""
 
-    def __init__(self, folder: Path, ca: TestCa, **settings: Any) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, ca: TestCa, *, port: int | None = None, **settings: Any) -> None:
+        self.port = port or free_port()
         self.server_name = f"localhost:{self.port}"
         self.base_url = f"https://{self.server_name}"
         certificate = ca.issue("localhost", file_name=f"alone-{self.port}")
@@ -412,6 +412,7 @@ class FederationAlone:
             },
         )
         self.rooms = RoomsInMemory(self.config.is_local)
+        self.rooms.local_names = self.config.server_names
         self.input = InputInMemory(self.rooms)
         self.users = UsersInMemory({}, {})
         self.log = LogInMemory()
