@@ -217,8 +217,15 @@ class Rooms:
         with_auth_chain: bool = False,
         after: bool = False,
         keys: Iterable[StateKey] = (),
+        with_own_auth_chain: bool = False,
+        omit_members: bool = False,
     ) -> AsyncIterator[query_pb2.QueryStateResponse]:
-        """Stream the state at an event, before it unless `after`."""
+        """Stream the state at an event, before it unless `after`.
+
+        Args:
+            with_own_auth_chain: the auth chain is the event's own too.
+            omit_members: leave out members but those that are needed at once.
+        """
         request = query_pb2.QueryStateRequest(
             room_id=room_id,
             event_ids=[event_id],
@@ -226,6 +233,8 @@ class Rooms:
             ids_only=ids_only,
             with_auth_chain=with_auth_chain,
             state_keys=[common_pb2.StateKey(type=key[0], state_key=key[1]) for key in keys],
+            with_own_auth_chain=with_own_auth_chain,
+            omit_members=omit_members,
         )
         try:
             async for part in self._stub.QueryState(request, timeout=LARGE_QUERY_TIMEOUT_S):

@@ -153,24 +153,28 @@ class MembershipRoutes:
         return json_response(b"[200," + body + b"]")
 
     async def send_join(self, request: Request, caller: Caller) -> Response:
-        """PUT /v2/send_join: take the join, give the room's state."""
-        return json_response(await self._send_join(request, caller))
+        """PUT /v2/send_join: take the join, give the room's state, without most members to who can do so."""
+        return json_response(await self._send_join(request, caller, may_omit=True))
 
-    async def _send_join(self, request: Request, caller: Caller) -> bytes:
+    async def _send_join(self, request: Request, caller: Caller, *, may_omit: bool = False) -> bytes:
+        # "… the servers active in the room before the join".
+        view = await self._rooms.require(request.path_params["room_id"], caller.origin)
+        servers = await self._rooms.servers(view.room_id)
         event = await self._take(request, caller, "join")
-        state, chain = await self._state_before(event)
-        servers = await self._rooms.servers(event.room_id)
-        # "members_omitted": we never leave members out, whoever would take that.
+        omit_members = may_omit and request.query_bool("omit_members")
+        state, chain = await self._state_before(event, omit_members=omit_members)
         return b"".join(
             (
                 b'{"auth_chain":[',
                 b",".join(chain),
                 b'],"event":',
                 event.pdu_json,
-                b',"members_omitted":false,"origin":',
+                b',"members_omitted":',
+                b"true" if omit_members else b"false",
+                b',"origin":',
                 orjson.dumps(caller.destination),
                 b',"servers_in_room":',
-                orjson.dumps(sorted({*servers, caller.origin})),
+                orjson.dumps(sorted(servers)),
                 b',"state":[',
                 b",".join(state),
                 b"]}",
@@ -242,11 +246,19 @@ class MembershipRoutes:
         await self._restricted.check_authoriser(view, event.sender, authoriser)
         return parse_event(sign_event(event.pdu, view.version, server, self._keys[server]), view.version)
 
-    async def _state_before(self, event: Event) -> tuple[list[bytes], list[bytes]]:
-        """The state before an event and its auth chain, as JSON each."""
+    async def _state_before(
+        self, event: Event, *, omit_members: bool = False
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The state before an event, and the auth chain of that and of the event, as JSON each."""
         state: list[bytes] = []
         chain: list[bytes] = []
-        async for part in self._rooms.state_at(event.room_id, event.event_id, with_auth_chain=True):
+        async for part in self._rooms.state_at(
+            event.room_id,
+            event.event_id,
+            with_auth_chain=True,
+            with_own_auth_chain=True,
+            omit_members=omit_members,
+        ):
             if part.unknown:
                 raise MatrixError("M_UNKNOWN", 500, "The state before the event is not known")
             state.extend(item.pdu_json for item in part.state)

@@ -6,12 +6,19 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import common_pb2
 from arbor.roomserver.v1 import query_pb2
+from matrixlib.canonical_json import parse_json
 from roomserver.rpc import reads
 from roomserver.storage import auth_chains, events, states
 from servicekit.database import Database
 
 PART_EVENTS = 200
 PART_IDS = 4000
+# Who names a room that has no name (client-server API, "Calculating the display name for a room").
+HEROES = 5
+# So many members, the first ones, are looked at for them.
+HERO_CANDIDATES = 500
+MEMBER = "m.room.member"
+NAMES = (("m.room.name", ""), ("m.room.canonical_alias", ""))
 
 
 async def answer(
@@ -40,16 +47,57 @@ def _read_nids(
     state = reads.read_state(conn, request.room_id, [event_id], request.after)[0][1]
     if state is None:
         return None
+    own = events.load_events_by_id(conn, [event_id]).get(event_id)
     if request.state_keys:
         numbers = states.load_key_ids(conn, [(key.type, key.state_key) for key in request.state_keys])
         nids = [state[number] for number in numbers.values() if number in state]
+    elif request.omit_members:
+        nids = _without_members(conn, state, own)
     else:
         nids = list(state.values())
-    chain: list[int] = []
+    chain: set[int] = set()
     if request.with_auth_chain:
-        auth = events.load_auth(conn, nids)
-        chain = sorted(auth_chains.load_auth_chain(conn, {nid for links in auth.values() for nid in links}))
-    return sorted(nids), chain
+        roots = {nid for links in events.load_auth(conn, nids).values() for nid in links}
+        if request.with_own_auth_chain and own is not None:
+            roots.update(own.auth)
+        chain = set(auth_chains.load_auth_chain(conn, roots))
+        if request.omit_members:
+            chain.difference_update(nids)
+    return sorted(nids), sorted(chain)
+
+
+def _without_members(conn: Connection, state: dict[int, int], own: events.EventRow | None) -> list[int]:
+    """The state's events but for members that nobody needs at once (see `omit_members` in query.proto)."""
+    keys = states.load_keys(conn, state)
+    members = {nid: keys[number][1] for number, nid in state.items() if keys[number][0] == MEMBER}
+    nids = [nid for nid in state.values() if nid not in members]
+    kept = {nid for nid in members if own is not None and nid in own.auth}
+    if not any(key in NAMES for key in keys.values()):
+        joiner = _state_key_of(conn, own)
+        kept.update(_heroes(conn, [nid for nid in sorted(members) if members[nid] != joiner]))
+    return [*nids, *kept]
+
+
+def _state_key_of(conn: Connection, row: events.EventRow | None) -> str:
+    """The state key of an event; empty where it has none."""
+    keys = states.load_keys(conn, [row.key_id]) if row is not None and row.key_id else {}
+    return next((state_key for _, state_key in keys.values()), "")
+
+
+def _heroes(conn: Connection, nids: list[int]) -> list[int]:
+    """The first few members who are joined or invited; where there is none, of those who were."""
+    bodies = events.load_bodies(conn, set(nids[:HERO_CANDIDATES]))
+    there: list[int] = []
+    gone: list[int] = []
+    for nid in nids[:HERO_CANDIDATES]:
+        body = parse_json(bodies[nid]) if nid in bodies else None
+        content = body.get("content") if isinstance(body, dict) else None
+        membership = content.get("membership") if isinstance(content, dict) else None
+        if membership in ("join", "invite"):
+            there.append(nid)
+        elif membership in ("leave", "ban"):
+            gone.append(nid)
+    return (there or gone)[:HEROES]
 
 
 def read_events(conn: Connection, nids: list[int], ids_only: bool) -> list[common_pb2.Event]:

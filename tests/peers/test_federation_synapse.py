@@ -247,6 +247,25 @@ async def test_restricted_rooms_of_either(pair: Pair, session: aiohttp.ClientSes
     await agree(alice, sam, theirs)
 
 
+async def test_synapse_joins_a_room_of_many_members(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    # It asks for the state without members and fetches them afterwards.
+    alice, sam = await people(pair, session, unique)
+    others = [await pair.arbor.register(session, unique(f"other{number}")) for number in range(20)]
+    room_id = await alice.create_room(preset="public_chat", room_version="11")
+    for other in others:
+        await other.join(room_id)
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    event_id = await sam.send(room_id, "in at once")
+    await sees(others[0], room_id, event_id)
+    event_id = await others[1].send(room_id, "welcome")
+    await sees(sam, room_id, event_id)
+    await agree(alice, sam, room_id)
+    joined = (await sam.get(f"/rooms/{room_id}/joined_members"))["joined"]
+    assert len(joined) == 22
+
+
 async def test_typing_and_receipts_go_both_ways(
     pair: Pair, session: aiohttp.ClientSession, unique: Any
 ) -> None:

@@ -163,6 +163,8 @@ class RoomsInMemory(Rooms):
         with_auth_chain: bool = False,
         after: bool = False,
         keys: Iterable[StateKey] = (),
+        with_own_auth_chain: bool = False,
+        omit_members: bool = False,
     ) -> AsyncIterator[query_pb2.QueryStateResponse]:
         room = self.of[room_id]
         state = room.after[event_id] if after else room.before[event_id]

@@ -159,6 +159,8 @@ class QueryStateRequest(_message.Message):
     IDS_ONLY_FIELD_NUMBER: _builtins.int
     STATE_KEYS_FIELD_NUMBER: _builtins.int
     WITH_AUTH_CHAIN_FIELD_NUMBER: _builtins.int
+    OMIT_MEMBERS_FIELD_NUMBER: _builtins.int
+    WITH_OWN_AUTH_CHAIN_FIELD_NUMBER: _builtins.int
     room_id: _builtins.str
     """The room."""
     after: _builtins.bool
@@ -167,6 +169,12 @@ class QueryStateRequest(_message.Message):
     """Only ids, no event bodies."""
     with_auth_chain: _builtins.bool
     """Also the ids (and bodies, unless ids_only) of the auth chain of that state."""
+    omit_members: _builtins.bool
+    """Leave out `m.room.member` entries, save those among the event's own auth events and, in a room without a name and
+    an alias, the first few members, after whom such a room is called; and leave state events out of the auth chain.
+    """
+    with_own_auth_chain: _builtins.bool
+    """With the auth chain: also that of the event itself."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The events; one answer (or several parts) for each, in this order."""
@@ -184,10 +192,12 @@ class QueryStateRequest(_message.Message):
         ids_only: _builtins.bool = ...,
         state_keys: _abc.Iterable[_common_pb2.StateKey] | None = ...,
         with_auth_chain: _builtins.bool = ...,
+        omit_members: _builtins.bool = ...,
+        with_own_auth_chain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "event_ids", b"event_ids", "ids_only", b"ids_only", "room_id", b"room_id", "state_keys", b"state_keys", "with_auth_chain", b"with_auth_chain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "event_ids", b"event_ids", "ids_only", b"ids_only", "omit_members", b"omit_members", "room_id", b"room_id", "state_keys", b"state_keys", "with_auth_chain", b"with_auth_chain", "with_own_auth_chain", b"with_own_auth_chain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,168 @@
+"""Another server joins a room of ours, and takes less than the whole state."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from federation.receipt.ordering import with_whole_auth
+from matrixlib.event_auth import Refused, check_event_auth
+from matrixlib.event_builder import build_event
+from matrixlib.events import Event, parse_event
+from matrixlib.room_versions import get_room_version
+from matrixlib.signing import sign_event
+from tests.support.arbor_server import ArborServer
+from tests.support.evil_peer import EvilPeer
+from tests.support.federation import federated_arbor
+from tests.support.matrix_client import MatrixClient
+from tests.support.tls_ca import TestCa
+
+MEMBERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A running Arbor, a scripted server, users of the former in the order of their coming."""
+
+    server: ArborServer
+    peer: EvilPeer
+    users: list[MatrixClient]
+
+    @property
+    def us(self) -> str:
+        return self.server.server_name
+
+    async def room(self, **settings: Any) -> str:
+        """A public room with all users in it."""
+        room_id = await self.users[0].create_room(preset="public_chat", **settings)
+        for user in self.users[1:]:
+            await user.join(room_id)
+        return room_id
+
+    async def ask(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
+        url = f"https://{self.us}"
+        return await self.peer.ask(method, url, f"/_matrix/federation{path}", self.us, content)
+
+    async def join_event(self, room_id: str, user_id: str) -> Event:
+        """The join of one of the peer's users, from a template."""
+        versions = "&".join(f"ver={version}" for version in range(1, 13))
+        status, answer = await self.ask("GET", f"/v1/make_join/{room_id}/{user_id}?{versions}")
+        assert status == 200, answer
+        version = get_room_version(answer["room_version"])
+        assert version is not None
+        template = answer["event"]
+        return build_event(
+            version,
+            room_id=room_id,
+            sender=user_id,
+            type="m.room.member",
+            content=template["content"],
+            state_key=user_id,
+            prev_events=template["prev_events"],
+            auth_event_ids=template["auth_events"],
+            depth=template["depth"],
+            origin_server_ts=template["origin_server_ts"],
+            server_name=self.peer.server_name,
+            signing_key=self.peer.key,
+        )
+
+    async def send_join(self, event: Event, query: str = "", prefix: str = "/v2") -> tuple[int, Any]:
+        path = f"{prefix}/send_join/{event.room_id}/{event.event_id}{query}"
+        return await self.ask("PUT", path, event.pdu)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, session: aiohttp.ClientSession) -> AsyncIterator[World]:
+    ca = TestCa(tmp_path / "ca")
+    server = federated_arbor(tmp_path / "arbor", ca)
+    async with EvilPeer(ca) as peer:
+        await server.start()
+        try:
+            users = [await server.register(session, f"user{number}") for number in range(MEMBERS)]
+            yield World(server, peer, users)
+        finally:
+            await server.stop()
+
+
+def events_of(answer: dict[str, Any], part: str, join: Event) -> dict[str, Event]:
+    events = [parse_event(pdu, join.room_version) for pdu in answer[part]]
+    return {event.event_id: event for event in events}
+
+
+def members_of(events: dict[str, Event]) -> list[str | None]:
+    return sorted(str(event.state_key) for event in events.values() if event.type == "m.room.member")
+
+
+async def test_members_are_left_out_for_who_says_so(world: World) -> None:
+    room_id = await world.room(name="With a name")
+    join = await world.join_event(room_id, f"@eve:{world.peer.server_name}")
+    status, answer = await world.send_join(join, "?omit_members=true")
+    assert status == 200, answer
+    assert answer["members_omitted"] is True
+    assert answer["servers_in_room"] == [world.us], "those before the join"
+    state, chain = events_of(answer, "state", join), events_of(answer, "auth_chain", join)
+    assert members_of(state) == []
+    assert {event.type for event in state.values()} >= {"m.room.create", "m.room.join_rules", "m.room.name"}
+    assert not state.keys() & chain.keys(), "nothing is told twice"
+    # Every event can be judged by what is here, the join among them.
+    known = {**chain, **state}
+    assert with_whole_auth({**known, join.event_id: join}).keys() == {*known, join.event_id}
+    assert not isinstance(check_event_auth(join, {event.key: event for event in state.values()}), Refused)
+
+
+async def test_a_room_without_a_name_is_called_after_its_first_members(world: World) -> None:
+    room_id = await world.room()
+    await world.users[1].post(f"/rooms/{room_id}/leave")
+    join = await world.join_event(room_id, f"@eve:{world.peer.server_name}")
+    status, answer = await world.send_join(join, "?omit_members=true")
+    assert status == 200, answer
+    state, chain = events_of(answer, "state", join), events_of(answer, "auth_chain", join)
+    users = [user.user_id for user in world.users]
+    assert members_of(state) == sorted([users[0], *users[2:6]])
+    known = {**chain, **state}
+    assert with_whole_auth(known).keys() == known.keys()
+
+
+async def test_who_was_invited_is_told_of_the_invite(world: World) -> None:
+    eve = f"@eve:{world.peer.server_name}"
+    room_id = await world.users[0].create_room(preset="private_chat", name="With a name")
+    invite: list[Any] = []
+
+    def sign(request: Any) -> Any:
+        version = get_room_version(request.content["room_version"])
+        assert version is not None
+        invite.append(sign_event(request.content["event"], version, world.peer.server_name, world.peer.key))
+        return {"event": invite[0]}
+
+    world.peer.answer("invite", sign)
+    await world.users[0].post(f"/rooms/{room_id}/invite", {"user_id": eve})
+    join = await world.join_event(room_id, eve)
+    status, answer = await world.send_join(join, "?omit_members=true")
+    assert status == 200, answer
+    state = events_of(answer, "state", join)
+    # The members by whom the join is judged.
+    assert members_of(state) == [eve]
+    assert not isinstance(check_event_auth(join, {event.key: event for event in state.values()}), Refused)
+    known = {**events_of(answer, "auth_chain", join), **state}
+    assert with_whole_auth(known).keys() == known.keys()
+
+
+async def test_all_members_are_told_to_who_does_not_say_so(world: World) -> None:
+    room_id = await world.room(name="With a name")
+    eve, dora = f"@eve:{world.peer.server_name}", f"@dora:{world.peer.server_name}"
+    users = [user.user_id for user in world.users]
+    join = await world.join_event(room_id, eve)
+    status, answer = await world.send_join(join, "?omit_members=maybe")
+    assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM")
+    status, answer = await world.send_join(join)
+    assert (status, answer["members_omitted"]) == (200, False), answer
+    assert members_of(events_of(answer, "state", join)) == sorted(users)
+    # The older form has no such parameter.
+    join = await world.join_event(room_id, dora)
+    status, answer = await world.send_join(join, "?omit_members=true", prefix="/v1")
+    assert (status, answer[0], answer[1]["members_omitted"]) == (200, 200, False)
+    assert members_of(events_of(answer[1], "state", join)) == sorted([*users, eve])
+    assert set(answer[1]["servers_in_room"]) == {world.us, world.peer.server_name}
