@@ -13,6 +13,7 @@ from itertools import count
 
 import aiohttp
 
+from benchmarks import fedjoin
 from benchmarks.measure import Measurement, in_flight, measured
 from tests.support.homeserver import Homeserver
 from tests.support.matrix_client import MatrixClient, joined_timeline
@@ -32,6 +33,7 @@ class Scale:
     pages: int
     idle_sends: int
     disk_events: int
+    federated_rooms: tuple[int, ...]
     # Arbor is given this many times more operations, since CPU time is counted in hundredths of a second.
     arbor_factor: int
 
@@ -47,6 +49,7 @@ FULL = Scale(
     pages=50,
     idle_sends=100,
     disk_events=10_000,
+    federated_rooms=(2_000, 20_000),
     arbor_factor=5,
 )
 SMOKE = Scale(
@@ -60,6 +63,7 @@ SMOKE = Scale(
     pages=10,
     idle_sends=15,
     disk_events=300,
+    federated_rooms=(60,),
     arbor_factor=3,
 )
 
@@ -266,6 +270,12 @@ async def join(bench: Bench) -> Rows:
     )
 
 
+async def join_over_federation(bench: Bench) -> Rows:
+    """A user joins a large room of another server, and another server joins it through us."""
+    async for row in fedjoin.joins(bench.server, bench.scale.federated_rooms):
+        yield row
+
+
 async def _initial_syncs(bench: Bench, user_id: str) -> Measurement:
     """Initial syncs, each by a new device, so that no answer can come from a cache of answers."""
     nobody = MatrixClient(bench.session, bench.server.base_url)
@@ -341,6 +351,7 @@ SCENARIOS: dict[str, Callable[[Bench], Rows]] = {
     "initial": initial_sync,
     "messages": messages,
     "join": join,
+    "fedjoin": join_over_federation,
     "disk": disk,
     "memory": memory,
 }
