@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import Connection, func, select
 
 from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeRoom, VerdictCode
 from arbor.log.v1.output_pb2 import OutputMessage, Placement
@@ -13,8 +14,9 @@ from roomserver import metrics
 from roomserver.rpc import explain, exports, reads
 from roomserver.storage import events as event_rows
 from roomserver.storage import garbage, staging
+from roomserver.storage.tables import metadata
 from tests.support.judging import JudgeBench, foreign, local, message
-from tests.support.rooms import ALICE, BOB, CAROL, Room
+from tests.support.rooms import ALICE, BOB, CAROL, DAVE, Room
 
 CODE = VerdictCode
 ERIN = "@erin:a.example"
@@ -321,6 +323,56 @@ def test_a_room_is_purged(bench: JudgeBench) -> None:
     assert [OutputMessage.FromString(item).entries[0].HasField("room_purged") for item in export(bench)] == [
         True
     ]
+
+
+def rows_left(bench: JudgeBench) -> dict[str, int]:
+    """Tables that still have rows, but those that know of no room."""
+    known = {
+        "partition",
+        "id_block",
+        "meta",
+        "state_key",
+        "outbox",
+        "outbox_progress",
+        "output_message",
+        "erasure",
+    }
+
+    def count(conn: Connection) -> dict[str, int]:
+        return {
+            table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in metadata.sorted_tables
+            if table.name not in known
+        }
+
+    return {table: rows for table, rows in bench.database.read_sync(count).items() if rows}
+
+
+def test_of_a_purged_room_nothing_is_left_and_it_can_be_joined_again(bench: JudgeBench) -> None:
+    room = Room("12", creator=BOB).with_members(CAROL)
+    join = room.member(ERIN, "join")
+    room_id = room.room_id or ""
+    assert imported(bench, room, join) == CODE.VERDICT_CODE_ACCEPTED
+    base = room.heads
+    forks = [room.send(BOB, f"org.example.{n}", {}, state_key="", prev=base) for n in range(3)]
+    waits = room.send(
+        BOB, "m.room.message", {}, prev=[room.send(BOB, "m.room.message", {"body": "gap"}).event_id]
+    )
+    early = room.send(BOB, "m.room.redaction", {"redacts": "$" + "A" * 43})
+    rejected = room.send(DAVE, "m.room.topic", {}, state_key="", prev=[forks[0].event_id])
+    request = local(room_id, [room.send(ERIN, "m.room.message", {}, prev=[forks[0].event_id])], txn="t")
+    bench.submit(*[foreign(room_id, [event]) for event in (*forks, waits, early, rejected)], request)
+    assert {"waiting_event", "waiting_for", "auth_chain_link", "resolved_snapshot"} <= rows_left(bench).keys()
+    purge = InputEntry(request_id="p", purge_room=PurgeRoom())
+    assert bench.submit((room_id, [purge]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert rows_left(bench) == {}
+    assert bench.submit(foreign(room_id, [forks[0]]))[0].rejection.rule == "unknown_room"
+    again = room.member(ERIN, "join", content={"displayname": "again"}, prev=base)
+    assert imported(bench, room, again, "import-2") == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.entries[-2].state_rewritten.participation_began
+    assert current_ids(bench, room_id) == set(room.after[again.event_id].values())
+    more = room.send(BOB, "m.room.message", {"body": "goes on"}, prev=[again.event_id])
+    assert bench.submit(foreign(room_id, [more]))[0].code == CODE.VERDICT_CODE_ACCEPTED
 
 
 def test_history_is_purged_and_positions_stay(bench: JudgeBench) -> None:
