@@ -87,6 +87,8 @@ class AuthEvents(NamedTuple):
     nids: tuple[int, ...]
     missing: list[str]
     rejected: set[str]
+    elsewhere: list[str]
+    """Ids of events that are here and of another room. Not to be parsed: that may have another version."""
 
 
 def find_auth_events(batch: Batch, work: RoomWork, event: Event) -> AuthEvents:
@@ -95,6 +97,7 @@ def find_auth_events(batch: Batch, work: RoomWork, event: Event) -> AuthEvents:
     nids: list[int] = []
     missing: list[str] = []
     rejected: set[str] = set()
+    strays: list[str] = []
     current = {}
     for key in state_types_for(event):
         entry = work.entry(key)
@@ -110,8 +113,11 @@ def find_auth_events(batch: Batch, work: RoomWork, event: Event) -> AuthEvents:
             auth_event = entry.event
         else:
             row = batch.row_of(event_id)
-            if row is None or row.room_nid != work.row.nid:
+            if row is None:
                 missing.append(event_id)
+                continue
+            if row.room_nid != work.row.nid:
+                strays.append(event_id)
                 continue
             nids.append(row.nid)
             auth_event = batch.event(row.nid, event.room_version)
@@ -119,11 +125,16 @@ def find_auth_events(batch: Batch, work: RoomWork, event: Event) -> AuthEvents:
                 rejected.add(event_id)
         if event_id in event.auth_event_ids:
             found.append(auth_event)
-    return AuthEvents(found, tuple(nids), missing, rejected)
+    return AuthEvents(found, tuple(nids), missing, rejected, strays)
 
 
 def check_at_auth_events(batch: Batch, event: Event, auth: AuthEvents) -> Refusal | None:
     """Judge an event by its own auth events, and those themselves."""
+    if auth.elsewhere:
+        # "If any event in `auth_events` has a `room_id` which does not match that of the event being
+        # authorised, reject."
+        rule = event.room_version.rule("auth_events.room_id")
+        return Refusal(rule, f"{auth.elsewhere[0]} is of another room")
     verdict = check_auth_events(event, auth.events, rejected=auth.rejected)
     if isinstance(verdict, Refused):
         return refusal_of(verdict)

@@ -207,9 +207,8 @@ def _store_events(
         parsed = {event_id: parse_event(bodies[event_id], version) for event_id in part}
         known = events.load_events_by_id(conn, part)
         batch.ensure_keys({event.key for event in parsed.values() if event.state_key is not None})
-        _load_into(
-            batch, cache, version, {link for e in parsed.values() for link in e.auth_links} - parsed.keys()
-        )
+        links = {link for e in parsed.values() for link in e.auth_links} - parsed.keys()
+        _load_into(batch, room_nid, cache, version, links)
         rows: list[EventRow] = []
         new_bodies: list[tuple[int, bytes]] = []
         for event_id in part:
@@ -237,10 +236,16 @@ def _store_events(
 
 
 def _load_into(
-    batch: Batch, cache: Lru[str, tuple[int, int, Event]], version: RoomVersion, event_ids: Iterable[str]
+    batch: Batch,
+    room_nid: int,
+    cache: Lru[str, tuple[int, int, Event]],
+    version: RoomVersion,
+    event_ids: Iterable[str],
 ) -> None:
     missing = [event_id for event_id in event_ids if cache.get(event_id) is None]
     for event_id, (row, pdu) in events.load_full_by_id(batch.conn, missing).items():
+        if row.room_nid != room_nid:
+            continue  # another room's, of another version perhaps: as good as missing
         event = parse_event(pdu, version, event_id=event_id, verify_size=False)
         cache.put(event_id, (row.nid, row.status, event))
 

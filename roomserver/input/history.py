@@ -129,7 +129,9 @@ def _state_from_next(batch: Batch, work: RoomWork, event: Event) -> int | None:
     key_id = batch.key_id(event.key)
     found = auth.find_auth_events(batch, work, event)
     earlier = [
-        nid for nid, auth_event in zip(found.nids, found.events, strict=False) if auth_event.key == event.key
+        nid
+        for nid, auth_event in zip(found.nids, found.events, strict=False)
+        if auth_event.is_state and auth_event.key == event.key
     ]
     return snapshots.add_child(batch, work.row.nid, after, {key_id: earlier[0] if earlier else 0})
 

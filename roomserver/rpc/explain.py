@@ -55,22 +55,20 @@ def _checked_against(
 ) -> tuple[str, dict[StateKey, Event]]:
     """Which check decided, and the entries that it looked at."""
     keys = sorted(state_types_for(event))
+    cites = reader.parse(list(row.auth)).values()
+    own = {item.key: item for item in cites if item.is_state}
     if row.status == OUTLIER:
-        return AUTH_EVENTS, _auth_events(reader, row)
+        return AUTH_EVENTS, own
     if row.status == REJECTED:
-        own = _auth_events(reader, row)
         rejected = {item.event_id for item in _rejected_of(conn, row.auth)}
-        cited = [item for item in own.values() if item.event_id in event.auth_event_ids]
+        cited = [item for item in cites if item.event_id in event.auth_event_ids]
         verdicts = (check_auth_events(event, cited, rejected=rejected), check_event_auth(event, own))
         if any(isinstance(verdict, Refused) for verdict in verdicts):
-            return AUTH_EVENTS, own
+            # All that it cites, also what can be no auth event.
+            return AUTH_EVENTS, {item.key if item.is_state else (item.type, ""): item for item in cites}
     if row.status == SOFT_FAILED and snapshot_id and reader.path(snapshot_id):
         return CURRENT_STATE, reader.events_at(snapshot_id, keys)
     return STATE_BEFORE, reader.events_at(row.snapshot_before, keys)
-
-
-def _auth_events(reader: StateReader, row: EventRow) -> dict[StateKey, Event]:
-    return {item.key: item for item in reader.parse(list(row.auth)).values()}
 
 
 def _rejected_of(conn: Connection, nids: tuple[int, ...]) -> list[EventRow]:

@@ -1,0 +1,124 @@
+"""Row 7: events that name as auth events what cannot be one are refused, alone, and the room goes on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, VerdictCode
+from matrixlib.room_versions import ROOM_VERSIONS
+from roomserver.rpc import explain
+from roomserver.storage import events, rooms, staging
+from tests.support.judging import JudgeBench, foreign, local, message
+from tests.support.rooms import ALICE, BOB, CAROL, Room, sign_for_all
+
+CODE = VerdictCode
+HISTORY = EventOrigin.EVENT_ORIGIN_HISTORY
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[JudgeBench]:
+    made = JudgeBench(f"sqlite:///{tmp_path / 'r.db'}", local=("a.example", "c.example"))
+    yield made
+    made.close()
+
+
+def begin(bench: JudgeBench, version: str, creator: str = ALICE, other: str = BOB) -> tuple[Room, str]:
+    room = Room(version, creator=creator)
+    room_id = room.room_id or ""
+    bench.submit(local(room_id, [room.events[i] for i in room.order]))
+    bench.submit(foreign(room_id, [room.member(other, "join")]))
+    return room, room_id
+
+
+def goes_on(bench: JudgeBench, room: Room, room_id: str, prev: list[str]) -> None:
+    row = bench.database.read_sync(rooms.load_rooms, [room_id])[room_id]
+    assert not row.quarantined_ms
+    event = room.send(BOB, "m.room.message", {"body": "goes on"}, prev=prev)
+    assert bench.submit(foreign(room_id, [event]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_a_message_as_auth_event(bench: JudgeBench, version: str) -> None:
+    room, room_id = begin(bench, version)
+    said = room.send(BOB, "m.room.message", {"body": "said"})
+    assert bench.submit(foreign(room_id, [said]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    state = room.before[said.event_id]
+    auth = sorted({state["m.room.power_levels", ""], state["m.room.member", BOB], said.event_id})
+    if not room.version.room_id_is_create_hash:
+        auth.append(room.create.event_id)
+    odd = room.send(BOB, "org.example", {}, state_key="", auth=auth)
+    verdict = bench.submit(foreign(room_id, [odd]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_REJECTED
+    assert verdict.rejection.rule == room.version.rule("auth_events.selection")
+    answer = bench.database.read_sync(explain.read_explanation, odd.event_id)
+    assert answer.check == explain.AUTH_EVENTS
+    assert {event.event_id for event in answer.checked_against} >= set(auth)
+    goes_on(bench, room, room_id, [said.event_id])
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_a_message_as_auth_event_of_history(bench: JudgeBench, version: str) -> None:
+    room, room_id = begin(bench, version)
+    said = room.send(BOB, "m.room.message", {"body": "said"})
+    assert bench.submit(foreign(room_id, [said]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    state = room.before[said.event_id]
+    auth = sorted({state["m.room.power_levels", ""], state["m.room.member", BOB], said.event_id})
+    if not room.version.room_id_is_create_hash:
+        auth.append(room.create.event_id)
+    # Nothing is known of the state before it but what follows from the event after it.
+    gap = room.send(BOB, "m.room.message", {"body": "gap"}, prev=[said.event_id])
+    odd = room.send(BOB, "org.example", {}, state_key="", auth=auth, prev=[gap.event_id])
+    after = room.send(BOB, "m.room.message", {"body": "after"}, prev=[odd.event_id])
+    request = foreign(room_id, [after], state_before_event_ids=list(state.values()))
+    assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.submit(foreign(room_id, [odd], origin=HISTORY))[0].code == CODE.VERDICT_CODE_REJECTED
+    goes_on(bench, room, room_id, [after.event_id])
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_an_auth_event_of_another_room(bench: JudgeBench, version: str) -> None:
+    """`auth_events` rule: "... which does not match that of the event being authorised, reject"."""
+    room, room_id = begin(bench, version)
+    # Its room has another version: its events do not even parse as events of this one.
+    other, other_id = begin(bench, "11" if version in ("1", "2", "12") else "1", CAROL)
+    member = other.before[other.heads[0]]["m.room.member", CAROL]
+    assert other_id != room_id
+    state = room.state_before(room.heads)
+    auth = sorted({state["m.room.power_levels", ""], state["m.room.member", BOB]})
+    if not room.version.room_id_is_create_hash:
+        auth.append(room.create.event_id)
+    odd = room.send(BOB, "m.room.message", {"body": "odd"}, auth=auth)
+    pdu = {**odd.pdu, "auth_events": [*odd.pdu["auth_events"], reference(room, member)]}
+    del pdu["hashes"], pdu["signatures"]
+    forged = sign_for_all(pdu, room.version)
+    verdict = bench.submit(foreign(room_id, [forged]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_REJECTED
+    assert verdict.rejection.rule == room.version.rule("auth_events.room_id")
+    for origin in (HISTORY, EventOrigin.EVENT_ORIGIN_OUTLIER):
+        bench.submit(foreign(room_id, [forged], origin=origin))
+    goes_on(bench, room, room_id, list(odd.prev_event_ids))
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+def test_an_auth_event_of_another_room_in_an_import(bench: JudgeBench, version: str) -> None:
+    other, _ = begin(bench, "1", CAROL)
+    room = Room(version, creator=BOB)
+    room_id = room.room_id or ""
+    topic = room.send(BOB, "m.room.topic", {"topic": "odd"}, state_key="")
+    pdu = {**topic.pdu, "auth_events": [*topic.pdu["auth_events"], other.heads[0]]}
+    del pdu["hashes"], pdu["signatures"]
+    odd = sign_for_all(pdu, room.version)
+    join = room.member(ALICE, "join")
+    state = [room.events[i] for i in room.before[join.event_id].values() if i != topic.event_id]
+    staged = [(event.event_id, event.pdu_json) for event in (*state, odd)]
+    bench.database.write_sync(staging.store_part, "i", room_id, version, 1, staged, [], 1)
+    commit = CommitImport(import_id="i", room_version=version, join_event=message(join))
+    verdict = bench.submit((room_id, [InputEntry(commit_import=commit)]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_ACCEPTED, verdict
+    assert bench.database.read_sync(events.load_events_by_id, [odd.event_id]) == {}
+    goes_on(bench, room, room_id, [join.event_id])
+
+
+def reference(room: Room, event_id: str) -> object:
+    return [event_id, {"sha256": "x"}] if room.version.references_carry_hashes else event_id
