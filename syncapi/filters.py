@@ -96,6 +96,11 @@ class Filter:
         """Whether only the membership events are wanted that the timeline needs."""
         return self.state.lazy_load_members
 
+    @property
+    def remembers_members(self) -> bool:
+        """Whether membership events that the client has are not to be sent again for lazy loading."""
+        return self.state.lazy_load_members and not self.state.include_redundant_members
+
 
 def _strings(value: dict[str, Any], key: str) -> list[str] | None:
     found = value.get(key)

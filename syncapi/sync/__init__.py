@@ -5,6 +5,7 @@ engine       one request from arrival to answer
 context      what all parts of one answer share
 timeline     a room's timeline: the last events that the reader may and wants to see
 state        the state that belongs with a timeline
+sent_members which members a lazy-loading client has
 joined       joined rooms
 invited      invites and knocks
 left         rooms left since, or all of them

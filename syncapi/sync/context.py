@@ -1,11 +1,13 @@
 """What all parts of one answer share, and how an event is rendered for its reader."""
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from syncapi.applied import StoredEvent
 from syncapi.filters import Filter
 from syncapi.rendering import full_event, select_fields
+from syncapi.sync.sent_members import SentMembers
 from syncapi.visibility import Past, membership_at
 
 
@@ -23,6 +25,21 @@ class Reader:
     bundles: dict[str, bytes] = field(default_factory=dict)
     # event ids that were rendered, with the federation format
     rendered: set[str] = field(default_factory=set)
+    # room -> users whose membership events the client has; for lazy loading without redundant members
+    known_members: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    sent_members: SentMembers = field(default_factory=SentMembers)
+
+    def note_members(self, room_id: str, events: Iterable[StoredEvent], *, whole: bool) -> None:
+        """Note whose membership events the client gets of a room. `whole`: it gets the room as if it were new."""
+        if self.filter.remembers_members:
+            self.note_users(room_id, members_among(events))
+            if whole:
+                self.sent_members.whole.add(room_id)
+
+    def note_users(self, room_id: str, users: AbstractSet[str]) -> None:
+        """Note users whose membership events the client gets."""
+        if users:
+            self.sent_members.rooms[room_id] = users
 
     def render(self, event: StoredEvent, past: Past, members: Mapping[int, str]) -> bytes:
         """Return an event as this reader gets it."""
@@ -45,6 +62,13 @@ class Reader:
     def render_all(self, events: Iterable[StoredEvent], past: Past, members: Mapping[int, str]) -> bytes:
         """Return events as the inside of a JSON array."""
         return b",".join([self.render(event, past, members) for event in events])
+
+
+def members_among(events: Iterable[StoredEvent]) -> frozenset[str]:
+    """Return the users whose membership events are among these."""
+    return frozenset(
+        event.state_key for event in events if event.type == "m.room.member" and event.state_key is not None
+    )
 
 
 def transaction_id(event: StoredEvent, user_id: str, device_id: str) -> str | None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from servicekit import metrics
@@ -23,6 +24,7 @@ from syncapi.sync.context import Reader
 from syncapi.sync.presence import presence_events
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.response import Answer
+from syncapi.sync.sent_members import MemberMemory, SentMembers
 from syncapi.sync.state import NotInMemory
 from syncapi.sync.typing import render_typing
 from syncapi.tokens import SyncToken
@@ -41,6 +43,7 @@ _from_database = _answers.labels("database")
 class _Made:
     answer: Answer
     token: SyncToken
+    members: SentMembers
 
 
 class AnswerCache:
@@ -114,6 +117,7 @@ class SyncEngine:
         self._reads = reads
         self._output_epoch = output_epoch
         self._cache = AnswerCache(cache_seconds, clock_s)
+        self._members = MemberMemory()
         self._clock_s = clock_s
         self._fetch_pdus = fetch_pdus
         # While somebody asks the database; set when what was read is in the window.
@@ -134,17 +138,23 @@ class SyncEngine:
             if kept is not None:
                 return kept
             await self._take_received(request)
+        client = (request.user_id, request.device_id, request.filter.key)
+        known = self._members.known(client, request.since) if request.filter.remembers_members else {}
         deadline_s = self._clock_s() + request.timeout_ms / 1000
         waits = request.since is not None and not request.full_state and request.timeout_ms > 0
         while True:
-            made = await self._make(request)
+            made = await self._make(request, known)
             if not made.answer.empty:
+                if request.filter.remembers_members:
+                    self._members.sent(client, made.token, made.members)
                 body = made.answer.render(str(made.token))
                 if request.since is not None and not request.full_state:
                     self._cache.put(key, made.token.output_sequence, body)
                 return body
             left_s = deadline_s - self._clock_s()
             if not waits or left_s <= 0 or self.stopping:
+                if request.filter.remembers_members:
+                    self._members.sent(client, made.token, made.members)
                 return made.answer.render(str(made.token))
             if made.token.output_sequence >= self._window.sequence:
                 await self._wait(request.user_id, left_s)
@@ -182,8 +192,8 @@ class SyncEngine:
         if not left and view.inboxes.get(request.device_id) == last:  # nothing came meanwhile
             del view.inboxes[request.device_id]
 
-    async def _make(self, request: SyncRequest) -> _Made:
-        reader = Reader(request.user_id, request.device_id, request.filter)
+    async def _make(self, request: SyncRequest, known: Mapping[str, AbstractSet[str]]) -> _Made:
+        reader = Reader(request.user_id, request.device_id, request.filter, known_members=known)
         typing = self._typing(request, reader)
         try:
             answer = from_window.make_answer(self._window, request, reader, typing)
@@ -197,7 +207,8 @@ class SyncEngine:
             answer, sequence = loaded.answer, loaded.sequence
             epoch = loaded.epoch or self._output_epoch()
         answer.presence = presence_events(self._window, self._live, request, reader)
-        return _Made(answer, SyncToken(epoch, sequence, self._live.epoch, self._live.sequence))
+        token = SyncToken(epoch, sequence, self._live.epoch, self._live.sequence)
+        return _Made(answer, token, reader.sent_members)
 
     async def _load(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:
         """Ask the database, and let the window keep what others may need."""

@@ -297,6 +297,7 @@ class _Builder:
             state_after=request.use_state_after,
             heroes=heroes,
         )
+        reader.note_members(row.room_id, (*chosen, *timeline.events), whole=full)
         if reader.filter.lazy_load_members and not full:
             self.result.members += [event for event in chosen if event.type == "m.room.member"]
         reader.bundles |= load_bundles(

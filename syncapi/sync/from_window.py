@@ -6,9 +6,10 @@ timeline and state, unless the reader sent one of the events, ignores somebody o
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from syncapi.applied import (
     NO_THREADS,
@@ -24,6 +25,7 @@ from syncapi.sync.joined import render_events, render_room
 from syncapi.sync.receipts import PRIVATE, render_receipts
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.response import Answer
+from syncapi.sync.sent_members import NOBODY
 from syncapi.sync.state import NotInMemory, select_state
 from syncapi.sync.summary import SUMMARY_TYPES, SummaryParts, make_summary
 from syncapi.sync.timeline import make_timeline, wanted
@@ -40,6 +42,13 @@ def after(held: "deque[T]", position: int) -> list[T]:
     found = list(takewhile(lambda item: item.position > position, reversed(held)))
     found.reverse()
     return found
+
+
+class _Shared(NamedTuple):
+    """A room's timeline and state, rendered, and whose membership events are in it."""
+
+    rendered: bytes | None
+    members: AbstractSet[str]
 
 
 @dataclass(slots=True)
@@ -229,15 +238,22 @@ def _events(
     shared = not reader.ignored and not any(
         event.sender == reader.user_id and event.txn_id is not None for event in found
     )
-    key = ("events", first, first_change, reader.filter.key, request.state_key)
+    room_id = room.counters.room_id
+    lacking = (
+        frozenset(event.sender for event in found) - reader.known_members.get(room_id, NOBODY)
+        if reader.filter.remembers_members
+        else NOBODY
+    )
+    key = ("events", first, first_change, reader.filter.key, request.state_key, lacking)
     if shared and reader.filter.rooms is None and key in room.rendered:
         known = room.rendered[key]
-        assert known is None or isinstance(known, bytes)
-        return known
+        assert isinstance(known, _Shared)
+        reader.note_users(room_id, known.members)
+        return known.rendered
     shared = shared and not (heroes and reader.filter.lazy_load_members)
     rendered = _render_events(window, room, request, reader, found, since, heroes)
     if shared:
-        room.rendered[key] = rendered
+        room.rendered[key] = _Shared(rendered, reader.sent_members.rooms.get(room_id, NOBODY))
     return rendered
 
 
@@ -281,4 +297,5 @@ def _render_events(
     )
     if not timeline.events and not state:
         return None
+    reader.note_members(room_id, (*state, *timeline.events), whole=False)
     return render_events(reader, always_joined(reader.user_id), timeline, state, state_key=request.state_key)

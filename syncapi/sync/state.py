@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from syncapi.applied import StoredEvent
 from syncapi.storage import state as state_storage
 from syncapi.sync.context import Reader
+from syncapi.sync.sent_members import NOBODY
 from syncapi.sync.timeline import Timeline
 
 MEMBER = "m.room.member"
@@ -123,6 +124,8 @@ def select_state(
             if not state_after and event.type == MEMBER and event.state_key == event.sender
         }
         missing = needed - have - own_event_first
+        if since is not None and filter_.remembers_members:
+            missing -= reader.known_members.get(room_id, NOBODY)
         if missing:
             chosen = chosen + source.members(room_id, sorted(missing), at)
     state_filter = filter_.state
