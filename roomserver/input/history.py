@@ -163,7 +163,7 @@ def _judge_event(batch: Batch, work: RoomWork, event: Event, before: int, origin
     prevs = []
     for prev_id in event.prev_event_ids:
         prev = batch.row_of(prev_id)
-        if prev is not None and prev.in_graph:
+        if prev is not None and prev.in_graph and prev.room_nid == work.row.nid:
             prevs.append(prev.nid)
         else:
             missing_prev.append(prev_id)

@@ -69,7 +69,8 @@ def _walk_back(conn: Connection, room: RoomRow, from_ids: list[str], limit: int)
         missing = [nid for nid in row.prev if nid not in seen]
         seen.update(missing)
         for prev in events.load_events_by_nid(conn, missing).values():
-            heapq.heappush(heap, (-prev.depth, -prev.nid, prev))
+            if prev.room_nid == room.nid:
+                heapq.heappush(heap, (-prev.depth, -prev.nid, prev))
     return found
 
 
@@ -94,7 +95,7 @@ def read_missing(
         seen.update(front)
         front = []
         for row in sorted(rows.values(), key=lambda row: (-row.depth, -row.nid)):
-            if row.depth < request.min_depth or len(found) >= limit:
+            if row.depth < request.min_depth or len(found) >= limit or row.room_nid != room.nid:
                 continue
             if row.status != REJECTED:
                 found.append(row)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, VerdictCode
+from arbor.roomserver.v1 import query_pb2
 from matrixlib.room_versions import ROOM_VERSIONS
-from roomserver.rpc import explain
+from roomserver.rpc import explain, graph
 from roomserver.storage import events, rooms, staging
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, Room, sign_for_all
@@ -122,3 +123,46 @@ def test_an_auth_event_of_another_room_in_an_import(bench: JudgeBench, version: 
 
 def reference(room: Room, event_id: str) -> object:
     return [event_id, {"sha256": "x"}] if room.version.references_carry_hashes else event_id
+
+
+@pytest.mark.parametrize("version", ["3", "11", "12"])
+def test_history_does_not_lead_into_another_room(bench: JudgeBench, version: str) -> None:
+    """Who may walk through one room's history must not come out in another's."""
+    other, other_id = begin(bench, version, CAROL)
+    secret = other.send(CAROL, "m.room.message", {"body": "of another room"})
+    assert bench.submit(local(other_id, [secret]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    room, room_id = begin(bench, version)
+    base = room.heads[0]
+    gap = room.send(BOB, "m.room.message", {"body": "gap"})
+    pdu = {**gap.pdu, "prev_events": [reference(room, base), reference(room, secret.event_id)]}
+    del pdu["hashes"], pdu["signatures"]
+    bridge = sign_for_all(pdu, room.version)
+    after = sign_for_all(
+        {
+            **{key: value for key, value in gap.pdu.items() if key not in ("hashes", "signatures")},
+            **({"event_id": "$after:b.example"} if "event_id" in gap.pdu else {}),
+            "prev_events": [reference(room, bridge.event_id)],
+            "depth": gap.depth + 1,
+        },
+        room.version,
+    )
+    state = list(room.before[gap.event_id].values())
+    request = foreign(room_id, [after], state_before_event_ids=state)
+    assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    request = foreign(room_id, [bridge], origin=HISTORY, state_before_event_ids=state)
+    assert bench.submit(request)[0].code == CODE.VERDICT_CODE_ACCEPTED
+    walked = bench.database.read_sync(
+        graph.read_history,
+        query_pb2.QueryHistoryRequest(room_id=room_id, from_event_ids=[after.event_id], limit=100),
+    )
+    found = {item.event.event_id for item in walked.events}
+    assert {after.event_id, bridge.event_id, base} <= found
+    assert not found & set(other.order)
+    missing = query_pb2.QueryMissingEventsRequest(
+        room_id=room_id, earliest_events=[base], latest_events=[after.event_id], limit=100
+    )
+    between = bench.database.read_sync(graph.read_missing, missing)
+    assert [item.event.event_id for item in between.events] == [bridge.event_id]
+    row = bench.database.read_sync(events.load_events_by_id, [bridge.event_id])[bridge.event_id]
+    rows = bench.database.read_sync(events.load_events_by_nid, row.prev)
+    assert {item.room_nid for item in rows.values()} == {row.room_nid}
