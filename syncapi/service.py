@@ -12,7 +12,7 @@ from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.grpc import channel_to
-from servicekit.http import Router
+from servicekit.http import RateLimiter, Router
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import PositionLost
 from servicekit.log.follower import Follower
@@ -109,6 +109,7 @@ class SyncApi:
             self._presence,
             remote,
             RoomPositions(self._rooms, reads.wait_for_sequence, self._is_only_edge, user_positions.last),
+            RateLimiter.of(config.rate_limits, "search"),
         )
 
     def routes(self, router: Router) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from servicekit.database import Database
 from servicekit.errors import MatrixError, invalid_param
-from servicekit.http import Request
+from servicekit.http import RateLimiter, Request
 from syncapi.auth import Accounts, Caller, TokenCache
 from syncapi.filters import Filter
 from syncapi.presence import PresenceTeller
@@ -45,6 +45,7 @@ class Edge:
     presence: PresenceTeller
     remote: RemoteHistory
     room_positions: RoomPositions
+    searches: RateLimiter
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request, once what they wrote is applied; also at another edge, for one room."""

@@ -342,6 +342,7 @@ def add_routes(router: Router, edge: Edge) -> None:
 
     async def search(request: Request) -> Response:
         caller = await edge.caller(request)
+        edge.searches.check(caller.user_id)
         criteria = parse_criteria(await request.json(), request.query.get("next_batch"))
         if criteria is None:
             return json_response(b'{"search_categories":{}}')

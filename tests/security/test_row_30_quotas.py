@@ -21,7 +21,9 @@ from clientapi.http import reports as report_limits
 from clientapi.rooms import aliases as alias_limits
 from matrixlib.globs import compile_glob
 from servicekit.config import load_config
+from tests.support.arbor_server import ArborServer
 from tests.support.clientapi_alone import PASSWORD, Client, World, lone_clientapi
+from tests.support.matrix_client import ClientError, http_session
 
 TOO_MUCH = (403, "M_RESOURCE_LIMIT_EXCEEDED")
 
@@ -318,6 +320,24 @@ async def test_the_answer_says_when_to_come_again(tmp_path: Path) -> None:
             assert response.status == 429
             seconds = int(response.headers["Retry-After"])
         assert seconds * 1000 >= answer["retry_after_ms"] > (seconds - 1) * 1000
+
+
+async def test_searching_what_was_said_is_counted(tmp_path: Path) -> None:
+    """Which is syncapi's."""
+    limits = {"enabled": True, "search": {"per_second": 0.001, "burst": 2}}
+    server = ArborServer(tmp_path, config={"rate_limits": limits})
+    await server.start()
+    try:
+        async with http_session() as session:
+            alice = await server.register(session, "alice")
+            body = {"search_categories": {"room_events": {"search_term": "x"}}}
+            for _ in range(2):
+                await alice.post("/search", body)
+            with pytest.raises(ClientError) as caught:
+                await alice.post("/search", body)
+            assert (caught.value.status, caught.value.errcode) == (429, "M_LIMIT_EXCEEDED")
+    finally:
+        await server.stop()
 
 
 async def test_a_new_room_counts_whom_it_invites(tmp_path: Path) -> None:
