@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
@@ -333,6 +335,9 @@ class Joins:
 def _answer_json(answer: Mapping[str, Any]) -> bytes:
     kept = {key: answer[key] for key in ("state", "auth_chain", "event", "members_omitted") if key in answer}
     try:
-        return encode_canonical(kept)
-    except CanonicalJsonError as error:
-        raise JoinFailed(f"send_join's answer cannot be kept: {error}") from error
+        return orjson.dumps(kept)
+    except TypeError:  # integers beyond 64 bits, say
+        try:
+            return encode_canonical(kept)
+        except CanonicalJsonError as error:
+            raise JoinFailed(f"send_join's answer cannot be kept: {error}") from error

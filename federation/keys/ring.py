@@ -6,7 +6,7 @@ configuration. What cannot be found is not asked for again for a while, growing 
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from federation.clock import NowMs
@@ -88,6 +88,24 @@ class KeyRing:
             keys = await self._refresh(server_name, wanted, at_ms, enforce_validity)
             usable = _usable(keys, wanted, at_ms, enforce_validity)
         return usable
+
+    async def verify_keys_at(
+        self, server_name: str, key_ids: Iterable[str], times_ms: Collection[int], *, enforce_validity: bool
+    ) -> dict[int, dict[str, VerifyKey]]:
+        """As `verify_keys`, for many times at once: time -> the keys that may have signed something then.
+
+        Fetched is once, if need be, for the latest time, then for the earliest.
+        """
+        wanted = list(key_ids)
+        for at_ms in (max(times_ms), min(times_ms)):
+            await self.verify_keys(server_name, wanted, at_ms, enforce_validity=enforce_validity)
+        if server_name in self._own.signing or not wanted or not is_valid_server_name(server_name):
+            return {
+                at_ms: await self.verify_keys(server_name, wanted, at_ms, enforce_validity=enforce_validity)
+                for at_ms in times_ms
+            }
+        keys = await self._load(server_name)
+        return {at_ms: _usable(keys, wanted, at_ms, enforce_validity) for at_ms in times_ms}
 
     async def all_keys(self, server_name: str) -> list[KeyRow]:
         """Return every key known of a server, fetched if there is none."""

@@ -7,6 +7,7 @@ were given a redacted copy, and the redacted form is used.
 """
 
 import asyncio
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from matrixlib.signing import (
 
 # Signatures checked in one go on a thread, between which the loop runs.
 _CHUNK = 64
+_THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,16 @@ class PduChecker:
             if len(parsed) % _CHUNK == 0:
                 await asyncio.sleep(0)
         keys = await self._keys_for(item for item in parsed if isinstance(item, Event))
+        if len(parsed) <= 4:
+            return _verify_all(parsed, keys)
         results: list[Event | Dropped] = []
-        for start in range(0, len(parsed), _CHUNK):
-            chunk = parsed[start : start + _CHUNK]
-            if len(chunk) <= 4:
-                results.extend(_verify(item, keys) for item in chunk)
-            else:
-                results.extend(await asyncio.to_thread(_verify_all, chunk, keys))
+        # Some chunks at a time: the threads hold no lock of the interpreter's while a signature is checked.
+        chunks = [parsed[start : start + _CHUNK] for start in range(0, len(parsed), _CHUNK)]
+        for start in range(0, len(chunks), _THREADS):
+            checked = await asyncio.gather(
+                *(asyncio.to_thread(_verify_all, chunk, keys) for chunk in chunks[start : start + _THREADS])
+            )
+            results.extend(item for part in checked for item in part)
         return results
 
     async def check_one(
@@ -73,30 +78,25 @@ class PduChecker:
 
     async def _keys_for(self, events: Iterable[Event]) -> "_Keys":
         """Get every key that the events' required signatures name; unknown ones are left out."""
-        # (server, enforce validity) -> key ids, and the latest time at which one of its events was made:
-        # fetched once for the latest, then judged for each event by its own time.
-        wanted: dict[tuple[str, bool], tuple[set[str], int]] = {}
-        times: dict[tuple[str, bool], set[int]] = {}
+        # (server, enforce validity) -> key ids, and the times at which its events were made.
+        wanted: dict[tuple[str, bool], tuple[set[str], set[int]]] = {}
         for event in events:
             enforce = event.room_version.enforce_key_validity
             for name in event_signers(event):
                 server = str(name)
-                ids, latest = wanted.get((server, enforce), (set(), 0))
+                ids, times = wanted.setdefault((server, enforce), (set(), set()))
                 ids.update(signing_key_ids(event.pdu, server)[:10])
-                wanted[server, enforce] = (ids, max(latest, event.origin_server_ts))
-                times.setdefault((server, enforce), set()).add(event.origin_server_ts)
+                times.add(event.origin_server_ts)
         found: _Keys = {}
 
-        async def get(server: str, enforce: bool, ids: set[str], latest: int) -> None:
-            await self._ring.verify_keys(server, ids, latest, enforce_validity=enforce)
-            for at_ms in times[server, enforce]:
-                found[server, at_ms] = await self._ring.verify_keys(
-                    server, ids, at_ms, enforce_validity=enforce
-                )
+        async def get(server: str, enforce: bool, ids: set[str], times: set[int]) -> None:
+            at_times = await self._ring.verify_keys_at(server, ids, times, enforce_validity=enforce)
+            for at_ms, keys in at_times.items():
+                found[server, at_ms] = keys
 
         async with asyncio.TaskGroup() as group:
-            for (server, enforce), (ids, latest) in wanted.items():
-                group.create_task(get(server, enforce, ids, latest))
+            for (server, enforce), (ids, times) in wanted.items():
+                group.create_task(get(server, enforce, ids, times))
         return found
 
 

@@ -93,12 +93,14 @@ def _commit(
         work = _make_room(batch, request.room_id, version)
     room_nid = work.row.nid
     order = _auth_first(links)
-    state, refusal = _store_events(batch, room_nid, request.room_id, version, import_id, order, is_state)
+    state, members, refusal = _store_events(
+        batch, room_nid, request.room_id, version, import_id, order, is_state
+    )
     if refusal is not None:
         raise ImportRefused(refusal)
     snapshot_id = snapshots.add_child(batch, room_nid, 0, state)
     batch.states[snapshot_id] = state
-    _replace_current(batch, work, state, version)
+    _replace_current(batch, work, state, members)
     work.row.snapshot_id = snapshot_id
     work.heads = {}
     work.base.state.clear()
@@ -160,13 +162,13 @@ def _load_links(
     while page := staging.load_page(batch.conn, import_id, after):
         for event_id, state, pdu in page:
             try:
-                event = parse_event(pdu, version)
+                # Whether the id is right is looked at when the event is stored.
+                event = parse_event(pdu, version, event_id=event_id)
             except EventFormatError:
                 continue
-            if event.event_id == event_id:
-                links[event_id] = event.auth_links
-                if state:
-                    is_state.add(event_id)
+            links[event_id] = event.auth_links
+            if state:
+                is_state.add(event_id)
         after = page[-1][0]
     return links, is_state
 
@@ -196,15 +198,19 @@ def _store_events(
     import_id: str,
     order: list[str],
     is_state: set[str],
-) -> tuple[dict[int, int], Refusal | None]:
-    """Judge and store the events page by page; returns the state, key number -> event number."""
+) -> tuple[dict[int, int], dict[int, int], Refusal | None]:
+    """Judge and store the events page by page.
+
+    Returns the state, key number -> event number; of its member events, event number -> membership number.
+    """
     conn = batch.conn
     cache: Lru[str, tuple[int, int, Event]] = Lru(CACHE)
     state: dict[int, int] = {}
+    members: dict[int, int] = {}
     has_create = False
     for part in chunks(order, staging.PAGE):
         bodies = staging.load_some(conn, import_id, list(part))
-        parsed = {event_id: parse_event(bodies[event_id], version) for event_id in part}
+        parsed = _parse_right(bodies, version)
         known = events.load_events_by_id(conn, part)
         batch.ensure_keys({event.key for event in parsed.values() if event.state_key is not None})
         links = {link for e in parsed.values() for link in e.auth_links} - parsed.keys()
@@ -212,8 +218,8 @@ def _store_events(
         rows: list[EventRow] = []
         new_bodies: list[tuple[int, bytes]] = []
         for event_id in part:
-            event = parsed[event_id]
-            if event.room_id != room_id or event.state_key is None:
+            event = parsed.get(event_id)
+            if event is None or event.room_id != room_id or event.state_key is None:
                 continue
             row = known.get(event_id)
             if row is None:
@@ -229,10 +235,29 @@ def _store_events(
             cache.put(event_id, (row.nid, row.status, event))
             if event_id in is_state and row.status != REJECTED:
                 state[row.key_id] = row.nid
+                if event.type == "m.room.member":
+                    members[row.nid] = states.MEMBERSHIP_NUMBERS.get(event.membership or "", 0)
                 has_create = has_create or event.is_create
         events.store_events(conn, rows, new_bodies)
         auth_chains.extend(conn, [(row.nid, row.auth) for row in rows])
-    return state, None if has_create else Refusal("format", "the state has no create event", "M_BAD_STATE")
+    return (
+        state,
+        members,
+        None if has_create else Refusal("format", "the state has no create event", "M_BAD_STATE"),
+    )
+
+
+def _parse_right(bodies: dict[str, bytes], version: RoomVersion) -> dict[str, Event]:
+    """event id -> event, of those that have the id under which they are staged."""
+    parsed: dict[str, Event] = {}
+    for event_id, pdu in bodies.items():
+        try:
+            event = parse_event(pdu, version)
+        except EventFormatError:
+            continue
+        if event.event_id == event_id:
+            parsed[event_id] = event
+    return parsed
 
 
 def _load_into(
@@ -286,7 +311,7 @@ def _judge(
     )
 
 
-def _replace_current(batch: Batch, work: RoomWork, state: dict[int, int], version: RoomVersion) -> None:
+def _replace_current(batch: Batch, work: RoomWork, state: dict[int, int], members: dict[int, int]) -> None:
     """Write the current state anew, with members and servers."""
     conn = batch.conn
     row = work.row
@@ -296,25 +321,13 @@ def _replace_current(batch: Batch, work: RoomWork, state: dict[int, int], versio
     row.state_entries = len(state)
     servers: dict[str, int] = {}
     for part in chunks(sorted(state.items()), staging.PAGE):
-        keys = batch.keys_of([key_id for key_id, _ in part])
-        members = {nid for key_id, nid in part if keys[key_id][0] == "m.room.member"}
-        bodies = events.load_bodies(conn, members)
-        changes = []
-        for key_id, nid in part:
-            number = 0
-            if nid in bodies:
-                event = (
-                    parse_event(bodies[nid], version, event_id="$", verify_size=False)
-                    if (version.hashed_event_ids)
-                    else parse_event(bodies[nid], version, verify_size=False)
-                )
-                number = states.MEMBERSHIP_NUMBERS.get(event.membership or "", 0)
-                row.joined += number == states.JOIN
-                row.invited += number == states.INVITE
-                if number == states.JOIN:
-                    server = server_name_of(keys[key_id][1])
-                    servers[server] = servers.get(server, 0) + 1
-            changes.append((row.nid, key_id, nid, number))
+        changes = [(row.nid, key_id, nid, members.get(nid, 0)) for key_id, nid in part]
+        joined = [key_id for _, key_id, _, number in changes if number == states.JOIN]
+        row.joined += len(joined)
+        row.invited += sum(number == states.INVITE for _, _, _, number in changes)
+        for _, user_id in batch.keys_of(joined).values():
+            server = server_name_of(user_id)
+            servers[server] = servers.get(server, 0) + 1
         states.store_current(conn, changes)
     rooms.store_server_counts(conn, [(row.nid, server, count) for server, count in servers.items()])
     row.local_joined = sum(count for server, count in servers.items() if batch.context.is_local(server))

@@ -17,7 +17,10 @@ _STORE = Sql(
     "INSERT INTO import_event (import_id, event_id, is_state, pdu) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (import_id, event_id) DO NOTHING"
 )
-_MARK_STATE = Sql("UPDATE import_event SET is_state = ? WHERE import_id = ? AND event_id = ?")
+_STORE_STATE = Sql(
+    "INSERT INTO import_event (import_id, event_id, is_state, pdu) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (import_id, event_id) DO UPDATE SET is_state = excluded.is_state"
+)
 _COUNT = Sql("SELECT COUNT(*) FROM import_event WHERE import_id = ?")
 _PAGE = Sql(
     "SELECT event_id, is_state, pdu FROM import_event WHERE import_id = ? AND event_id > ? ORDER BY"
@@ -62,9 +65,7 @@ def store_part(
     if job is not None and part <= job.last_part:
         return job
     _STORE.many(conn, [(import_id, event_id, False, pdu) for event_id, pdu in auth_chain])
-    state = list(state)
-    _STORE.many(conn, [(import_id, event_id, True, pdu) for event_id, pdu in state])
-    _MARK_STATE.many(conn, [(True, import_id, event_id) for event_id, _ in state])
+    _STORE_STATE.many(conn, [(import_id, event_id, True, pdu) for event_id, pdu in state])
     count = int(_COUNT.row(conn, import_id)[0])
     _STORE_JOB.change(conn, import_id, room_id, room_version, part, count, now_ms)
     return ImportJob(import_id, room_id, room_version, part, count)
