@@ -138,7 +138,7 @@ def check_at_auth_events(batch: Batch, event: Event, auth: AuthEvents) -> Refusa
     verdict = check_auth_events(event, auth.events, rejected=auth.rejected)
     if isinstance(verdict, Refused):
         return refusal_of(verdict)
-    state = {auth_event.key: auth_event for auth_event in auth.events}
+    state = {auth_event.key: auth_event for auth_event in auth.events if auth_event.is_state}
     if event.implied_create_event_id is not None:
         row = batch.row_of(event.implied_create_event_id)
         if row is not None:

@@ -293,7 +293,7 @@ def _judge(
     cited = [item for item in named if item.event_id in event.auth_event_ids]
     verdict = check_auth_events(event, cited, rejected=rejected)
     if not isinstance(verdict, Refused):
-        verdict = check_event_auth(event, {item.key: item for item in named})
+        verdict = check_event_auth(event, {item.key: item for item in named if item.is_state})
     refused = auth.refusal_of(verdict) if isinstance(verdict, Refused) else None
     return EventRow(
         nid=batch.take_id("event"),

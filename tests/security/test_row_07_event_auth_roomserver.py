@@ -166,3 +166,22 @@ def test_history_does_not_lead_into_another_room(bench: JudgeBench, version: str
     row = bench.database.read_sync(events.load_events_by_id, [bridge.event_id])[bridge.event_id]
     rows = bench.database.read_sync(events.load_events_by_nid, row.prev)
     assert {item.room_nid for item in rows.values()} == {row.room_nid}
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_a_second_create_event_that_cites_a_message(bench: JudgeBench, version: str) -> None:
+    """Create events have no rules for their auth events; nothing is looked up among those either."""
+    room, room_id = begin(bench, version)
+    said = room.send(BOB, "m.room.message", {"body": "said"})
+    assert bench.submit(foreign(room_id, [said]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    pdu = {**said.pdu, "type": "m.room.create", "state_key": "again", "content": {"creator": BOB}}
+    pdu["auth_events"] = [reference(room, said.event_id)]
+    if "event_id" in pdu:
+        pdu["event_id"] = "$again:b.example"
+    del pdu["hashes"], pdu["signatures"]
+    again = sign_for_all(pdu, room.version)
+    for origin in (EventOrigin.EVENT_ORIGIN_FEDERATION, HISTORY, EventOrigin.EVENT_ORIGIN_OUTLIER):
+        verdict = bench.submit(foreign(room_id, [again], origin=origin))[0]
+        assert verdict.code in (CODE.VERDICT_CODE_REJECTED, CODE.VERDICT_CODE_DUPLICATE)
+        assert verdict.rejection.rule != "internal"
+    goes_on(bench, room, room_id, [said.event_id])
