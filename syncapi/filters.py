@@ -34,7 +34,7 @@ class EventFilter:
     lazy_load_members: bool = False
     include_redundant_members: bool = False
     unread_thread_notifications: bool = False
-    # MSC3440 and the like: by relation. None: no such filter.
+    # Only events that others by these relate to. None: no such filter.
     related_by_senders: frozenset[str] | None = None
     related_by_rel_types: frozenset[str] | None = None
 
@@ -51,6 +51,11 @@ class EventFilter:
         if sender in self.not_senders or (self.senders is not None and sender not in self.senders):
             return False
         return self.contains_url is None or self.contains_url == bool(flags & CONTENT_HAS_URL)
+
+    @property
+    def by_relations(self) -> bool:
+        """Whether it takes what relates to an event to say whether the event passes (`storage.relations`)."""
+        return self.related_by_senders is not None or self.related_by_rel_types is not None
 
     @property
     def passes_all(self) -> bool:
@@ -175,7 +180,7 @@ def parse_filter(value: Any) -> Filter:
     if not isinstance(value, dict):
         raise bad_json("a filter must be an object")
     fields = _strings(value, "event_fields")
-    room = value.get("room") or {}
+    room = {} if value.get("room") is None else value["room"]
     if not isinstance(room, dict):
         raise bad_json("filter: room must be an object")
     format_ = value.get("event_format", "client")

@@ -12,7 +12,7 @@ from syncapi.filters import EventFilter, parse_room_event_filter
 from syncapi.http.edge import Edge, not_found
 from syncapi.http.rendering import render_list
 from syncapi.storage import events as event_storage
-from syncapi.storage import state
+from syncapi.storage import relations, state
 from syncapi.storage.accounts import load_account_entry
 from syncapi.tokens import TopologicalToken
 from syncapi.visibility import visible
@@ -93,8 +93,9 @@ def load_side(
         memberships.update(outside)
         chosen += [
             other
-            for other in seen
-            if filter_.passes(other.type, other.sender, other.flags)
+            for other in relations.keep_related(connection, seen, filter_)
+            if filter_.passes_room(event.room_id)
+            and filter_.passes(other.type, other.sender, other.flags)
             and not (other.sender in ignored and other.state_key is None)
         ]
         if found:

@@ -76,8 +76,9 @@ def _children(connection: Connection, room_id: str, suggested_only: bool) -> lis
             continue
         order = content.get("order")
         valid = isinstance(order, str) and len(order) <= 50 and all(" " <= c <= "~" for c in order)
-        found.append(((0, order) if valid else (1, ""), event.position, event))
-    return [event for _, _, event in sorted(found, key=lambda item: (item[0], item[1]))]
+        sent_ms = orjson.loads(event.body + b"}")["origin_server_ts"]
+        found.append(((0, order) if valid else (1, ""), sent_ms, event.state_key or "", event))
+    return [event for *_, event in sorted(found, key=lambda item: item[:3])]
 
 
 def load_summary(connection: Connection, room_id: str, children: list[StoredEvent]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from syncapi.filters import MAX_MESSAGES_LIMIT, NO_FILTER, EventFilter, parse_ro
 from syncapi.http.edge import Edge, place_of
 from syncapi.http.rendering import render_list
 from syncapi.storage import events as event_storage
-from syncapi.storage import state
+from syncapi.storage import relations, state
 from syncapi.storage.accounts import load_account_entry
 from syncapi.tokens import TopologicalToken
 from syncapi.visibility import visible
@@ -90,8 +90,8 @@ def load_with_edges(
     place = start
     scanned = 0
     reached = TopologicalToken(*start)
-    exhausted = False
-    while len(chosen) < page.limit and scanned < MAX_SCANNED:
+    exhausted = not page.filter.passes_room(page.room_id)
+    while not exhausted and len(chosen) < page.limit and scanned < MAX_SCANNED:
         count = page.limit - len(chosen) if not scanned else max(page.limit, 100)
         found = event_storage.load_page(
             connection,
@@ -110,7 +110,7 @@ def load_with_edges(
         outside.update(memberships)
         kept = {
             event.position
-            for event in seen
+            for event in relations.keep_related(connection, seen, page.filter)
             if page.filter.passes(event.type, event.sender, event.flags)
             and not (event.sender in ignored and event.state_key is None)
         }
@@ -130,7 +130,7 @@ def load_with_edges(
         b'{"start":%b' % orjson.dumps(start_token),
         b'"chunk":[%b]' % render_list(connection, caller, chosen, allowed.past, outside),
     ]
-    if (not exhausted or (more and chosen)) and page.filter.passes_room(page.room_id):
+    if not exhausted or (more and chosen):
         parts.append(b'"end":%b' % orjson.dumps(str(reached)))
     if page.filter.lazy_load_members and chosen:
         senders = sorted({event.sender for event in chosen})

@@ -30,7 +30,7 @@ from syncapi.http.event import load_side
 from syncapi.http.rendering import render_list
 from syncapi.rendering import REDACTED
 from syncapi.storage import events as event_storage
-from syncapi.storage import members, state
+from syncapi.storage import members, relations, state
 from syncapi.storage.accounts import load_account_entry
 from syncapi.visibility import visible
 from syncapi.window import parse_ignored
@@ -236,7 +236,7 @@ def find_matches(
             continue
         allowed = accesses[event.room_id]
         seen, outside = visible(connection, allowed.past, [event])
-        if seen:
+        if relations.keep_related(connection, seen, criteria.filter):
             found.append(_Match(event, rank, allowed, dict(outside)))
     return found, None
 

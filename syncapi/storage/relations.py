@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from syncapi.applied import EVENT_COLUMNS, StoredEvent
+from syncapi.filters import EventFilter
 from syncapi.storage.sql import rows, rows_in
 
 THREAD = "m.thread"
@@ -118,3 +119,29 @@ def load_all_children(connection: Connection, parent_ids: Iterable[str], through
             after=(through,),
         )
     ]
+
+
+def keep_related(
+    connection: Connection, events: Sequence[StoredEvent], filter_: EventFilter
+) -> list[StoredEvent]:
+    """Return those events to which others relate as a filter wants it; all of them if it does not care."""
+    if not filter_.by_relations or not events:
+        return list(events)
+    conditions = ""
+    parameters: list[object] = []
+    for column, values in (
+        ("sender", filter_.related_by_senders),
+        ("rel_type", filter_.related_by_rel_types),
+    ):
+        if values is not None:
+            conditions += f" AND {column} IN ?"
+            parameters.append(sorted(values))
+    related = {
+        parent_id
+        for (parent_id,) in rows(
+            connection,
+            f"SELECT DISTINCT parent_id FROM relation WHERE parent_id IN ?{conditions}",
+            ([event.event_id for event in events], *parameters),
+        )
+    }
+    return [event for event in events if event.event_id in related]

@@ -278,6 +278,7 @@ class _Builder:
             after=after,
             through=self.through,
             empty_prev_batch=str(request.since) if request.since else f"t1_{room.max_depth + 1}_0",
+            end_depth=room.max_depth,
         )
         summary: bytes | None = None
         heroes: list[str] = []
@@ -317,7 +318,15 @@ class _Builder:
         data = self.room_data.get(row.room_id, [])
         has_read = row.read_position > (since or 0)
         if not (
-            full or has_read or timeline.events or chosen or ephemeral or data or room_receipts or summary
+            full
+            or has_read
+            or timeline.events
+            or timeline.limited
+            or chosen
+            or ephemeral
+            or data
+            or room_receipts
+            or summary
         ):
             return None
         return render_room(

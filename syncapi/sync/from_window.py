@@ -97,7 +97,7 @@ def make_answer(
     if request.since is None or request.full_state or not window.valid or view is None:
         return None
     since = request.since.position
-    if since < window.floor or reader.filter.federation_format:
+    if since < window.floor or reader.filter.federation_format or reader.filter.timeline.by_relations:
         return None
     if view.memberships and view.memberships[-1][0] > since:
         return None
@@ -282,6 +282,7 @@ def _render_events(
         limited=limited,
         complete=len(chosen) == len(found),
         empty_prev_batch=str(request.since),
+        end_depth=room.counters.max_depth,
         through=through,
     )
     source = _WindowSource(window, room)
@@ -295,7 +296,7 @@ def _render_events(
         state_after=request.use_state_after,
         heroes=heroes,
     )
-    if not timeline.events and not state:
+    if not timeline.events and not timeline.limited and not state:
         return None
     reader.note_members(room_id, (*state, *timeline.events), whole=False)
     return render_events(reader, always_joined(reader.user_id), timeline, state, state_key=request.state_key)

@@ -36,6 +36,7 @@ def render_left(
     after = since if since is not None else max(told_since or 0, 0)
     if row.joined_since is not None and since is None and row.joined_since > after:
         after = 0 if told_since is None else row.joined_since - 1
+    end_depth = _depth(connection, row)
     timeline = load_timeline(
         connection,
         reader,
@@ -43,7 +44,8 @@ def render_left(
         row.room_id,
         after=0 if told_since is None else after,
         through=row.position,
-        empty_prev_batch=f"t1_{_depth(connection, row) + 1}_0",
+        empty_prev_batch=f"t1_{end_depth + 1}_0",
+        end_depth=end_depth,
     )
     if not history:
         # Of a room that we were never in there is only the user's own event.
@@ -75,5 +77,10 @@ def _only(own: StoredEvent | None, timeline: Timeline) -> Timeline:
     if own is None or timeline.events:
         return timeline
     return make_timeline(
-        [own], limited=False, complete=True, empty_prev_batch=timeline.prev_batch, through=own.position
+        [own],
+        limited=False,
+        complete=True,
+        empty_prev_batch=timeline.prev_batch,
+        end_depth=own.depth,
+        through=own.position,
     )

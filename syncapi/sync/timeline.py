@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from syncapi.applied import StoredEvent
 from syncapi.filters import Filter
 from syncapi.storage import events as event_storage
+from syncapi.storage import relations
 from syncapi.sync.context import Reader
 from syncapi.tokens import TopologicalToken
 from syncapi.visibility import Past, visible
@@ -40,11 +41,23 @@ def wanted(event: StoredEvent, filter_: Filter, ignored: frozenset[str]) -> bool
 
 
 def make_timeline(
-    events: list[StoredEvent], *, limited: bool, complete: bool, empty_prev_batch: str, through: int
+    events: list[StoredEvent],
+    *,
+    limited: bool,
+    complete: bool,
+    empty_prev_batch: str,
+    end_depth: int,
+    through: int,
 ) -> Timeline:
-    """Return the timeline of events, oldest first."""
+    """Return the timeline of events, oldest first.
+
+    Args:
+        empty_prev_batch: of a timeline without events.
+        end_depth: the greatest depth in the room: what was left out is paged through from behind it.
+    """
     if not events:
-        return Timeline([], limited, empty_prev_batch, through, complete)
+        prev_batch = str(TopologicalToken(end_depth + 1, 0)) if limited else empty_prev_batch
+        return Timeline([], limited, prev_batch, through, complete)
     first = events[0]
     # Everything of the depths that the room had reached before; on a fork that repeats events rather than
     # losing them.
@@ -61,6 +74,7 @@ def load_timeline(
     after: int,
     through: int,
     empty_prev_batch: str,
+    end_depth: int,
 ) -> Timeline:
     """Read a timeline from the database: the last wanted events with after < position <= through."""
     filter_ = reader.filter
@@ -78,6 +92,7 @@ def load_timeline(
         scanned += len(found)
         seen, _ = visible(connection, past, found)
         kept = [event for event in seen if wanted(event, filter_, reader.ignored)]
+        kept = relations.keep_related(connection, kept, filter_.timeline)
         dropped = dropped or len(kept) < len(found)
         chosen += kept
         if len(found) < count:
@@ -91,5 +106,6 @@ def load_timeline(
         limited=limited,
         complete=not limited and not dropped,
         empty_prev_batch=empty_prev_batch,
+        end_depth=end_depth,
         through=through,
     )
