@@ -1,0 +1,248 @@
+"""`python -m benchmarks.federation_bench [--smoke] [--servers arbor,synapse] [--only receive,one,many]`.
+
+What federation costs: PDUs accepted by `/send`, 50 a transaction and signed by a peer, until a client sees them;
+and events sent to one and to many destinations, which are scripted servers that take everything. CPU time is that
+of all the processes of the server measured.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks import report
+from benchmarks.measure import Measurement, measured
+from matrixlib.events import Event, parse_event
+from matrixlib.room_versions import ROOM_VERSIONS
+from matrixlib.signing import sign_event
+from tests.support.evil_peer import Asked, EvilPeer
+from tests.support.federation import FederatedSynapse, federated_arbor
+from tests.support.homeserver import Homeserver
+from tests.support.matrix_client import MatrixClient, http_session, joined_timeline
+from tests.support.synapse_server import ensure_installed
+from tests.support.tls_ca import TestCa
+
+VERSION = ROOM_VERSIONS["10"]
+BATCH = 50
+V1, V2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much of everything."""
+
+    transactions: int
+    events_to_one: int
+    destinations: int
+    events_to_many: int
+
+
+FULL = Scale(transactions=40, events_to_one=200, destinations=200, events_to_many=10)
+SMOKE = Scale(transactions=3, events_to_one=10, destinations=10, events_to_many=2)
+
+
+class Visitor:
+    """A user of a scripted peer in a room of the server measured, who writes chains of signed events."""
+
+    def __init__(self, peer: EvilPeer, server: Homeserver, room_id: str) -> None:
+        self._peer = peer
+        self._server_name: str = server.server_name  # type: ignore[attr-defined]
+        self._base_url = f"https://{self._server_name}"
+        self.user_id = f"@visitor:{peer.server_name}"
+        self._room_id = room_id
+        self._auth: list[str] = []
+        self._prev: list[str] = []
+        self._depth = 0
+        self._count = 0
+
+    async def _ask(self, method: str, path: str, content: Any = None) -> Any:
+        status, body = await self._peer.ask(method, self._base_url, path, self._server_name, content)
+        if status != 200:
+            raise RuntimeError(f"{method} {path}: {status} {body}")
+        return body
+
+    async def join(self) -> None:
+        """Join the room, as any server does."""
+        template = await self._ask("GET", f"{V1}/make_join/{self._room_id}/{self.user_id}?ver=10")
+        join = self._signed({**template["event"], "origin_server_ts": int(time.time() * 1000)})
+        answer = await self._ask("PUT", f"{V2}/send_join/{self._room_id}/{join.event_id}", join.pdu)
+        state = {(pdu["type"], pdu["state_key"]): parse_event(pdu, VERSION) for pdu in answer["state"]}
+        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
+        self._auth = [*(state[key].event_id for key in keys), join.event_id]
+        self._prev, self._depth = [join.event_id], join.depth
+
+    def messages(self, count: int) -> list[Event]:
+        """The next messages, each upon the one before."""
+        made = []
+        for _ in range(count):
+            self._count += 1
+            event = self._signed(
+                {
+                    "type": "m.room.message",
+                    "room_id": self._room_id,
+                    "sender": self.user_id,
+                    "content": {"msgtype": "m.text", "body": f"message number {self._count}"},
+                    "auth_events": self._auth,
+                    "prev_events": self._prev,
+                    "depth": self._depth + 1,
+                    "origin_server_ts": int(time.time() * 1000),
+                }
+            )
+            self._prev, self._depth = [event.event_id], event.depth
+            made.append(event)
+        return made
+
+    async def send(self, events: list[Event]) -> None:
+        """Send a transaction; every event must be taken."""
+        body = {
+            "origin": self._peer.server_name,
+            "origin_server_ts": int(time.time() * 1000),
+            "pdus": [event.pdu for event in events],
+            "edus": [],
+        }
+        answer = await self._ask("PUT", f"{V1}/send/{self._count}", body)
+        refused = {key: value for key, value in answer["pdus"].items() if value}
+        if refused:
+            raise RuntimeError(f"refused: {refused}")
+
+    def _signed(self, pdu: dict[str, Any]) -> Event:
+        pdu = {key: value for key, value in pdu.items() if key not in ("signatures", "hashes", "unsigned")}
+        return parse_event(sign_event(pdu, VERSION, self._peer.server_name, self._peer.key), VERSION)
+
+
+async def _wait_for(client: MatrixClient, room_id: str, since: str, event_id: str) -> str:
+    """Sync until an event is there; returns the token after it."""
+    async with asyncio.timeout(120):
+        while True:
+            answer = await client.sync(since, timeout_ms=30_000)
+            since = answer["next_batch"]
+            if any(event["event_id"] == event_id for event in joined_timeline(answer, room_id)):
+                return since
+
+
+async def receive(server: Homeserver, ca: TestCa, client: MatrixClient, scale: Scale) -> Measurement:
+    """PDUs, 50 a transaction, one transaction after the other, until a client sees the last of each."""
+    room_id = await client.create_room(preset="public_chat", room_version="10")
+    async with EvilPeer(ca) as peer:
+        peer.answer("send", lambda _: {"pdus": {}})
+        visitor = Visitor(peer, server, room_id)
+        await visitor.join()
+        since = (await client.sync())["next_batch"]
+        # Signed before the measurement: that is the peer's work.
+        batches = [visitor.messages(BATCH) for _ in range(scale.transactions + 1)]
+        for number, batch in enumerate(batches):
+            if number == 1:
+                row_manager = measured(server)
+                row = await row_manager.__aenter__()
+            started = time.perf_counter()
+            visitor._count += 1
+            await visitor.send(batch)
+            since = await _wait_for(client, room_id, since, batch[-1].event_id)
+            if number:
+                row.latencies_s.append(time.perf_counter() - started)
+        row.operations = BATCH * scale.transactions
+        await row_manager.__aexit__(None, None, None)
+    return row
+
+
+async def send(
+    server: Homeserver, ca: TestCa, client: MatrixClient, destinations: int, events: int
+) -> Measurement:
+    """Events one after the other, each until every destination has it. An operation is one event at one of them."""
+    room_id = await client.create_room(preset="public_chat", room_version="10")
+    missing: set[tuple[str, str]] = set()
+    everywhere = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        peers = []
+        for _ in range(destinations):
+            peer = await stack.enter_async_context(EvilPeer(ca))
+
+            def take(asked: Asked, name: str = peer.server_name) -> dict[str, Any]:
+                for pdu in asked.content["pdus"]:
+                    missing.discard((name, pdu["content"].get("body", "")))
+                if not missing:
+                    everywhere.set()
+                return {"pdus": {}}
+
+            peer.answer("send", take)
+            await Visitor(peer, server, room_id).join()
+            peers.append(peer)
+
+        async def say(text: str) -> None:
+            everywhere.clear()
+            missing.update((peer.server_name, text) for peer in peers)
+            await client.send(room_id, text)
+            async with asyncio.timeout(180):
+                await everywhere.wait()
+
+        await say("warm")
+        async with measured(server) as row:
+            for number in range(events):
+                started = time.perf_counter()
+                await say(f"message {number}")
+                row.latencies_s.append(time.perf_counter() - started)
+            row.operations = events * destinations
+    return row
+
+
+async def _rows(
+    server: Homeserver, ca: TestCa, client: MatrixClient, scale: Scale, chosen: list[str]
+) -> AsyncIterator[tuple[str, Measurement]]:
+    if "receive" in chosen:
+        yield "PDUs by /send, 50 a transaction", await receive(server, ca, client, scale)
+    if "one" in chosen:
+        yield "events to 1 destination", await send(server, ca, client, 1, scale.events_to_one)
+    if "many" in chosen:
+        row = await send(server, ca, client, scale.destinations, scale.events_to_many)
+        yield f"events to {scale.destinations} destinations", row
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    scale = SMOKE if arguments.smoke else FULL
+    chosen = [name for name in arguments.only.split(",") if name] or ["receive", "one", "many"]
+    names = arguments.servers.split(",")
+    table: report.Table = {}
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arbor-bench-")))
+        ca = TestCa(folder / "ca")
+        session = await stack.enter_async_context(http_session())
+        for name in names:
+            if name == "synapse":
+                ensure_installed()
+            server: Homeserver = (
+                federated_arbor(folder / name, ca) if name == "arbor" else FederatedSynapse(folder / name, ca)
+            )
+            await server.start()
+            try:
+                client = await server.register(session, "alice")
+                async for row, measurement in _rows(server, ca, client, scale, chosen):
+                    table.setdefault(row, {})[name] = measurement
+                    print(f"  {name:8} {row}: {measurement.cpu_ms or 0:.2f} ms CPU each", flush=True)
+            finally:
+                with contextlib.suppress(TimeoutError):
+                    await server.stop()
+    print()
+    print(report.render(table, names))
+    print(f"written to {report.save(table, 'federation-smoke' if arguments.smoke else 'federation')}")
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.federation_bench", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small numbers: does it work?")
+    parser.add_argument("--only", default="", help="some of: receive,one,many")
+    parser.add_argument("--servers", default="arbor,synapse", help="which servers, by comma")
+    sys.exit(uvloop.run(_run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
