@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .PHONY: help setup run fmt lint type imports test unit property integration security peers peers-setup chaos \
-	chaos-smoke bench bench-smoke bench-matrixlib bench-roomserver fuzz fuzz-parsing fuzz-judging oracle check proto proto-check contracts contracts-accept lock clean
+	chaos-smoke bench bench-smoke bench-federation bench-matrixlib bench-roomserver fuzz fuzz-parsing fuzz-judging oracle check proto proto-check contracts contracts-accept lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 20
@@ -127,6 +127,9 @@ fuzz-parsing: setup ## mutated events against the parser and all behind it, for 
 
 fuzz-judging: setup ## mutated events against the RoomServer's judge, for a bounded time
 	$(BIN)/python -m tests.fuzz.fuzz_judging --seconds 120 $(ARGS)
+
+bench-federation: setup peers-setup ## what federation costs: PDUs received, events sent, beside Synapse
+	$(BIN)/python -m benchmarks.federation_bench $(ARGS)
 
 bench-matrixlib: setup peers-setup ## auth and state resolution beside Synapse's modules, with ratios
 	$(BIN)/python -m benchmarks.matrixlib_bench $(ARGS)

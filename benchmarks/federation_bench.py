@@ -46,8 +46,8 @@ class Scale:
     events_to_many: int
 
 
-FULL = Scale(transactions=40, events_to_one=200, destinations=200, events_to_many=10)
-SMOKE = Scale(transactions=3, events_to_one=10, destinations=10, events_to_many=2)
+FULL = Scale(transactions=40, events_to_one=400, destinations=200, events_to_many=10)
+SMOKE = Scale(transactions=3, events_to_one=16, destinations=10, events_to_many=2)
 
 
 class Visitor:
@@ -55,7 +55,7 @@ class Visitor:
 
     def __init__(self, peer: EvilPeer, server: Homeserver, room_id: str) -> None:
         self._peer = peer
-        self._server_name: str = server.server_name  # type: ignore[attr-defined]
+        self._server_name: str = server.server_name
         self._base_url = f"https://{self._server_name}"
         self.user_id = f"@visitor:{peer.server_name}"
         self._room_id = room_id
@@ -101,7 +101,7 @@ class Visitor:
             made.append(event)
         return made
 
-    async def send(self, events: list[Event]) -> None:
+    async def send(self, number: int, events: list[Event]) -> None:
         """Send a transaction; every event must be taken."""
         body = {
             "origin": self._peer.server_name,
@@ -109,7 +109,7 @@ class Visitor:
             "pdus": [event.pdu for event in events],
             "edus": [],
         }
-        answer = await self._ask("PUT", f"{V1}/send/{self._count}", body)
+        answer = await self._ask("PUT", f"{V1}/send/{number}", body)
         refused = {key: value for key, value in answer["pdus"].items() if value}
         if refused:
             raise RuntimeError(f"refused: {refused}")
@@ -139,25 +139,26 @@ async def receive(server: Homeserver, ca: TestCa, client: MatrixClient, scale: S
         since = (await client.sync())["next_batch"]
         # Signed before the measurement: that is the peer's work.
         batches = [visitor.messages(BATCH) for _ in range(scale.transactions + 1)]
-        for number, batch in enumerate(batches):
-            if number == 1:
-                row_manager = measured(server)
-                row = await row_manager.__aenter__()
-            started = time.perf_counter()
-            visitor._count += 1
-            await visitor.send(batch)
+
+        async def take(number: int, batch: list[Event]) -> None:
+            nonlocal since
+            await visitor.send(number, batch)
             since = await _wait_for(client, room_id, since, batch[-1].event_id)
-            if number:
+
+        await take(0, batches[0])
+        async with measured(server) as row:
+            for number, batch in enumerate(batches[1:], 1):
+                started = time.perf_counter()
+                await take(number, batch)
                 row.latencies_s.append(time.perf_counter() - started)
-        row.operations = BATCH * scale.transactions
-        await row_manager.__aexit__(None, None, None)
+            row.operations = BATCH * scale.transactions
     return row
 
 
 async def send(
-    server: Homeserver, ca: TestCa, client: MatrixClient, destinations: int, events: int
+    server: Homeserver, ca: TestCa, client: MatrixClient, destinations: int, events: int, at_once: int = 1
 ) -> Measurement:
-    """Events one after the other, each until every destination has it. An operation is one event at one of them."""
+    """Events, `at_once` in flight, until every destination has them. An operation is one event at one of them."""
     room_id = await client.create_room(preset="public_chat", room_version="10")
     missing: set[tuple[str, str]] = set()
     everywhere = asyncio.Event()
@@ -177,20 +178,20 @@ async def send(
             await Visitor(peer, server, room_id).join()
             peers.append(peer)
 
-        async def say(text: str) -> None:
+        async def say(texts: list[str]) -> None:
             everywhere.clear()
-            missing.update((peer.server_name, text) for peer in peers)
-            await client.send(room_id, text)
+            missing.update((peer.server_name, text) for peer in peers for text in texts)
             async with asyncio.timeout(180):
+                await asyncio.gather(*(client.send(room_id, text) for text in texts))
                 await everywhere.wait()
 
-        await say("warm")
+        await say(["warm"])
         async with measured(server) as row:
-            for number in range(events):
+            for number in range(events // at_once):
                 started = time.perf_counter()
-                await say(f"message {number}")
+                await say([f"message {number} {index}" for index in range(at_once)])
                 row.latencies_s.append(time.perf_counter() - started)
-            row.operations = events * destinations
+            row.operations = events // at_once * at_once * destinations
     return row
 
 
@@ -201,6 +202,8 @@ async def _rows(
         yield "PDUs by /send, 50 a transaction", await receive(server, ca, client, scale)
     if "one" in chosen:
         yield "events to 1 destination", await send(server, ca, client, 1, scale.events_to_one)
+        row = await send(server, ca, client, 1, 4 * scale.events_to_one, at_once=16)
+        yield "events to 1 destination, 16 in flight", row
     if "many" in chosen:
         row = await send(server, ca, client, scale.destinations, scale.events_to_many)
         yield f"events to {scale.destinations} destinations", row

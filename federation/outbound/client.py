@@ -14,7 +14,7 @@ from federation.outbound.discovery import Discovery, Target
 from federation.outbound.errors import BackingOff, BadAnswer, RemoteError, RemoteRefused, Unreachable
 from federation.outbound.transport import RawResponse, Transport
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.request_auth import authorization_header
+from matrixlib.request_auth import authorization_header, authorization_header_of_bytes
 from matrixlib.signing import SigningKey
 from servicekit import metrics
 
@@ -79,6 +79,7 @@ class FederationClient:
         path: str,
         *,
         content: Mapping[str, Any] | None = None,
+        content_json: bytes | None = None,
         origin: str | None = None,
         signed: bool = True,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -91,6 +92,7 @@ class FederationClient:
         Args:
             path: path and query, escaped (`path_of`).
             content: the body; it is sent as canonical JSON, which is what the signature covers.
+            content_json: in its place a body that is canonical JSON already.
             origin: the local server name to speak as; the first one by default.
             ignore_backoff: try also a destination that failed lately.
             count: note success and failure at the gate (the sender counts its own).
@@ -105,19 +107,22 @@ class FederationClient:
         if next_try_ms:
             raise BackingOff(destination, next_try_ms)
         headers = {}
-        if signed:
-            headers["Authorization"] = authorization_header(
-                self._keys[origin],
-                method=method,
-                uri=path,
-                origin=origin,
-                destination=destination,
-                content=content,
-            )
-        body = None
-        if content is not None:
+        body = encode_canonical(content) if content is not None else content_json
+        if body is not None:
             headers["Content-Type"] = "application/json"
-            body = encode_canonical(content)
+        if signed:
+            key = self._keys[origin]
+            about: dict[str, Any] = {
+                "method": method,
+                "uri": path,
+                "origin": origin,
+                "destination": destination,
+            }
+            headers["Authorization"] = (
+                authorization_header(key, **about)
+                if body is None
+                else authorization_header_of_bytes(key, content_json=body, **about)
+            )
         endpoint = _endpoint(path)
         try:
             response = await self._send(destination, method, path, headers, body, timeout_s, max_bytes)

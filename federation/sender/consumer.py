@@ -68,12 +68,15 @@ class OutputHandler:
         # Rooms known to hold no other server. Only the batches of this handler bring servers into them, so
         # what a committed batch found stays true until another batch says otherwise.
         self._alone: set[str] = set()
+        # And those known to hold some.
+        self._shared: set[str] = set()
         # None: not looked up yet.
         self._wanted: bool | None = None
 
     def forget(self) -> None:
         """Forget what memory holds: the database may have moved without us."""
         self._alone.clear()
+        self._shared.clear()
         self._wanted = None
 
     def skim(self, messages: Sequence[LogMessage]) -> Heard | None:
@@ -132,13 +135,17 @@ class OutputHandler:
     def _remember(self, conn: Connection, room_ids: set[str], heard: Heard) -> None:
         """Note which rooms are without other servers, for the batches after this one."""
         for room_id in room_ids:
-            if room_id in self._alone and room_id not in heard.changed_rooms:
+            if room_id not in heard.changed_rooms and (room_id in self._alone or room_id in self._shared):
                 continue
             self._alone.discard(room_id)
-            if not outgoing.has_other_servers(conn, room_id):
-                if len(self._alone) >= MAX_ROOMS_ALONE:
-                    self._alone.pop()
-                self._alone.add(room_id)
+            self._shared.discard(room_id)
+            server_name = outgoing.load_a_server(conn, room_id)
+            if server_name == UNKNOWN:
+                continue
+            known = self._alone if server_name is None else self._shared
+            if len(known) >= MAX_ROOMS_ALONE:
+                known.pop()
+            known.add(room_id)
         if self._wanted:
             self._wanted = fetching.is_anything_wanted(conn)
 

@@ -20,11 +20,12 @@ from federation.outbound.errors import RemoteError, RemoteRefused, Unreachable
 from federation.rooms import Rooms
 from federation.sender.consumer import Heard, LocalReceipt
 from federation.sender.destinations import Destinations
+from federation.sender.encoded import EncodedPdus
 from federation.sender.names import LocalNames
 from federation.sender.queue import MAX_EDUS, MAX_PDUS, DestinationQueue
 from federation.storage import outgoing as storage
 from federation.storage.outgoing import UNKNOWN, OutgoingEdu, OutgoingEvent, Presence
-from matrixlib.canonical_json import parse_json
+from matrixlib.canonical_json import encode_canonical
 from matrixlib.identifiers import is_valid_server_name
 from servicekit import metrics
 from servicekit.database import Database
@@ -83,6 +84,7 @@ class Sender:
         self._database = database
         self._rooms = rooms
         self._names = LocalNames(local_names)
+        self._encoded = EncodedPdus()
         self._local_names = self._names.local
         self._now_ms = now_ms
         self._jitter = jitter
@@ -400,18 +402,18 @@ class Sender:
         path = path_of("/_matrix/federation/v1/send/{}", transaction.txn_id)
         edus = [orjson.loads(edu.edu_json) for edu in transaction.durable]
         edus.extend(transaction.ephemeral.values())
-        content = {
-            "origin": transaction.origin,
-            "origin_server_ts": self._now_ms(),
-            "pdus": [parse_json(event.pdu_json) for event in transaction.pdus],
-            "edus": edus,
-        }
+        # Canonical JSON, put together of parts that are.
+        head = encode_canonical(
+            {"edus": edus, "origin": transaction.origin, "origin_server_ts": self._now_ms()}
+        )
+        pdus = b",".join(self._encoded.pdu(event) for event in transaction.pdus)
+        content_json = head[:-1] + b',"pdus":[' + pdus + b"]}"
         try:
             answer = await self._client.request(
                 name,
                 "PUT",
                 path,
-                content=content,
+                content_json=content_json,
                 origin=transaction.origin,
                 timeout_s=SEND_TIMEOUT_S,
                 count=False,

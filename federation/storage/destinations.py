@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from federation.storage.tables import destination
 
@@ -40,18 +40,22 @@ def store_destinations(conn: Connection, rows: Sequence[DestinationRow]) -> None
     """Store destinations as they stand now."""
     table = destination
     known = _known(conn, [row.server_name for row in rows])
-    for row in rows:
-        values = {
-            "failures": row.failures,
-            "next_try_ms": row.next_try_ms,
-            "last_error": row.last_error,
-            "last_success_ms": row.last_success_ms,
-            "sent_position": row.sent_position,
-        }
-        if row.server_name in known:
-            conn.execute(update(table).where(table.c.server_name == row.server_name).values(values))
-        else:
-            conn.execute(insert(table).values(server_name=row.server_name, **values))
+    columns = ("failures", "next_try_ms", "last_error", "last_success_ms", "sent_position")
+    changed = [
+        {"name": row.server_name, **{column: getattr(row, column) for column in columns}}
+        for row in rows
+        if row.server_name in known
+    ]
+    if changed:
+        statement = update(table).where(table.c.server_name == bindparam("name"))
+        conn.execute(statement.values({column: bindparam(column) for column in columns}), changed)
+    made = [
+        {"server_name": row.server_name, **{column: getattr(row, column) for column in columns}}
+        for row in rows
+        if row.server_name not in known
+    ]
+    if made:
+        conn.execute(insert(table), made)
 
 
 def _known(conn: Connection, names: Iterable[str]) -> set[str]:

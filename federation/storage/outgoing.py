@@ -130,11 +130,15 @@ def load_unknown_rooms(conn: Connection) -> dict[str, int]:
     return {row.room_id: row.joined_position for row in rows}
 
 
-def has_other_servers(conn: Connection, room_id: str) -> bool:
-    """Whether other servers are in a room now, or it has to be asked which are."""
+def load_a_server(conn: Connection, room_id: str) -> str | None:
+    """Some other server that is in a room now; `UNKNOWN`: it has to be asked which are; None: there is none."""
     table = room_server
     where = and_(table.c.room_id == room_id, table.c.left_position.is_(None))
-    return conn.execute(select(table.c.server_name).where(where).limit(1)).first() is not None
+    # UNKNOWN comes first.
+    name: str | None = conn.execute(
+        select(table.c.server_name).where(where).order_by(table.c.server_name).limit(1)
+    ).scalar()
+    return name
 
 
 def replace_servers(conn: Connection, room_id: str, servers: Iterable[str], position: int) -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from matrixlib.canonical_json import encode_canonical
 from matrixlib.request_auth import (
     RequestAuthError,
     XMatrix,
     authorization_header,
+    authorization_header_of_bytes,
     destination_matches,
     format_header,
     parse_authorization_header,
@@ -107,3 +109,11 @@ def test_another_key_is_refused() -> None:
 def test_quotes_and_backslashes_survive() -> None:
     value = XMatrix("a.example", "b.example", 'ed25519:a"\\b', "x")  # type: ignore[arg-type]
     assert parse_authorization_header(format_header(value)) == value
+
+
+@pytest.mark.parametrize("content", [{}, {"pdus": [{"body": "ü\u2028"}], "edus": []}])
+def test_a_body_that_is_canonical_already_is_signed_alike(content: dict[str, object]) -> None:
+    key = key_of("a.example")
+    about = {"method": "PUT", "uri": "/x?y=1", "origin": "a.example", "destination": "b.example"}
+    expected = authorization_header(key, **about, content=content)
+    assert authorization_header_of_bytes(key, **about, content_json=encode_canonical(content)) == expected
