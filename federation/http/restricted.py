@@ -67,7 +67,11 @@ class RestrictedJoins:
         await self._check_conditions(rules, user_id)
         who = state.get(("m.room.member", authoriser))
         if who is None or who.membership != "join" or not _may_invite(view, state, authoriser):
-            raise forbidden("The authorising user may not let others in")
+            raise MatrixError(
+                "M_UNABLE_TO_GRANT_JOIN",
+                400,
+                "The authorising user may not let others in; ask another server",
+            )
 
     async def _state(self, view: RoomView, *user_ids: str) -> dict[StateKey, Event]:
         keys = [JOIN_RULES, POWER_LEVELS, CREATE, *(("m.room.member", user) for user in user_ids)]
@@ -75,21 +79,17 @@ class RestrictedJoins:
         return latest.state if latest is not None else {}
 
     async def _check_conditions(self, rules: Event, user_id: str) -> None:
-        allow = rules.content.get("allow")
-        unknown = False
-        for condition in allow[:MAX_CONDITIONS] if isinstance(allow, list) else ():
-            if not isinstance(condition, dict) or condition.get("type") != "m.room_membership":
-                continue
-            room_id = condition.get("room_id")
-            if not isinstance(room_id, str):
-                continue
-            other = await self._rooms.view(room_id)
-            if other is None or not other.participating:
-                # A room that we left may have changed since: what we know of it counts for nothing.
-                unknown = True
-            elif await self._rooms.memberships(room_id, [user_id], ["join"]):
+        named = _rooms_named(rules)
+        if not named:
+            raise forbidden("The room has no condition under which others may join")
+        known = {room.room_id: room.participating for room in await self._rooms.rooms(named)}
+        # A room that we left may have changed since: what we know of it counts for nothing.
+        present = {room_id for room_id in named if known.get(room_id)}
+        if present:
+            joined = await self._rooms.memberships("", [user_id], ["join"])
+            if any(item.room_id in present and not item.outlier for item in joined):
                 return
-        if unknown:
+        if len(present) < len(named):
             raise MatrixError(
                 "M_UNABLE_TO_AUTHORISE_JOIN", 400, "The rooms that decide about joining are not known here"
             )
@@ -99,6 +99,17 @@ class RestrictedJoins:
         rooms = await self._rooms.rooms([view.room_id], with_local_users=True)
         locals_ = sorted(rooms[0].local_user_ids) if rooms else []
         return next((user_id for user_id in locals_ if _may_invite(view, state, user_id)), None)
+
+
+def _rooms_named(rules: Event) -> list[str]:
+    """The rooms whose members may join, each once; conditions of other kinds and forms count for nothing."""
+    allow = rules.content.get("allow")
+    rooms = [
+        condition.get("room_id")
+        for condition in (allow[:MAX_CONDITIONS] if isinstance(allow, list) else ())
+        if isinstance(condition, dict) and condition.get("type") == "m.room_membership"
+    ]
+    return list(dict.fromkeys(room_id for room_id in rooms if isinstance(room_id, str)))
 
 
 def _is_restricted(rules: Event | None, view: RoomView) -> bool:

@@ -152,21 +152,43 @@ async def test_send_takes_only_the_event_of_the_path(
     assert us.input.inputs == []
 
 
-async def test_send_join_takes_only_the_senders_own_join(world: tuple[EvilPeer, FederationAlone]) -> None:
+@pytest.mark.parametrize(
+    ("membership", "form"),
+    [("join", "v1"), ("join", "v2"), ("leave", "v1"), ("leave", "v2"), ("knock", "v1")],
+)
+async def test_send_takes_only_the_senders_own_membership(
+    world: tuple[EvilPeer, FederationAlone], membership: str, form: str
+) -> None:
     peer, us = world
     room = Room("10", creator=us.user("owner"))
     us.rooms.of[room.create.room_id] = room
     heads = list(room.heads)
-    made = [
-        room.member("@eve:elsewhere.example", "join"),
-        room.member(f"@eve:{peer.server_name}", "leave", prev=heads),
-        room.send(f"@eve:{peer.server_name}", "m.room.message", {"body": "x"}, prev=heads),
-    ]
-    for event in made:
-        path = f"/_matrix/federation/v2/send_join/{event.room_id}/{event.event_id}"
-        status, answer = await peer.ask("PUT", us.base_url, path, us.server_name, event.pdu)
-        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
-    assert us.input.inputs == []
+    eve, mallory = f"@eve:{peer.server_name}", f"@mallory:{peer.server_name}"
+    right = room.member(eve, membership, prev=heads)
+    another = "leave" if membership == "join" else "join"
+    unsigned = {**right.pdu, "signatures": {}}
+    forged = {**right.pdu, "signatures": {peer.server_name: {peer.key.key_id: "A" * 86}}}
+    by_another = {**right.pdu, "signatures": {us.server_name: right.pdu["signatures"][peer.server_name]}}
+    made: dict[str, Any] = {
+        "a user of a third server": room.member("@eve:elsewhere.example", membership, prev=heads),
+        "a user of ours": room.member(us.user("other"), membership, prev=heads),
+        "another membership": room.member(eve, another, prev=heads),
+        "no membership": room.send(eve, "m.room.member", {}, state_key=eve, prev=heads),
+        "about somebody else": room.member(mallory, membership, by=eve, prev=heads),
+        "no state": room.send(eve, "m.room.member", {"membership": membership}, prev=heads),
+        "another type": room.send(eve, "m.room.topic", {"membership": membership}, state_key=eve, prev=heads),
+        "not signed": unsigned,
+        "forged": forged,
+        "signed by another": by_another,
+        "no object": [right.pdu],
+        "no event": {"membership": membership},
+    }
+    for name, event in made.items():
+        event_id, body = (event.event_id, event.pdu) if isinstance(event, Event) else (right.event_id, event)
+        path = f"/_matrix/federation/{form}/send_{membership}/{room.create.room_id}/{event_id}"
+        status, answer = await peer.ask("PUT", us.base_url, path, us.server_name, body)
+        assert (status, answer["errcode"]) in ((400, "M_INVALID_PARAM"), (400, "M_BAD_JSON")), (name, answer)
+        assert us.input.inputs == [], name
 
 
 @pytest.mark.parametrize("version", ["1", "12"])

@@ -110,6 +110,54 @@ async def test_without_somebody_who_may_invite_another_server_is_asked(world: Wo
     assert (status, body["errcode"]) == (400, "M_UNABLE_TO_GRANT_JOIN")
 
 
+async def test_an_authoriser_who_may_no_longer_invite_lets_nobody_in(world: World) -> None:
+    peer, us, room, _ = world
+    _, body = await make_join(peer, us, room, f"@eve:{peer.server_name}")
+    room.send(room.creator, "m.room.power_levels", {"users": {room.creator: 50}, "invite": 100}, state_key="")
+    status, answer = await send_join(peer, us, join_of(peer, room, body["event"]))
+    assert (status, answer["errcode"]) == (400, "M_UNABLE_TO_GRANT_JOIN")
+    assert us.input.inputs == []
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        None,
+        "everybody",
+        [],
+        [7, None, [], {}],
+        [{"type": "org.example.other", "room_id": "LOBBY"}],
+        [{"type": "m.room_membership"}, {"type": "m.room_membership", "room_id": 7}],
+        [{"type": ["m.room_membership"], "room_id": "LOBBY"}],
+    ],
+)
+async def test_conditions_of_no_right_form_are_all_failed(world: World, allow: Any) -> None:
+    peer, us, room, lobby = world
+    if isinstance(allow, list):
+        allow = [
+            {**item, "room_id": lobby.create.room_id}
+            if isinstance(item, dict) and item.get("room_id") == "LOBBY"
+            else item
+            for item in allow
+        ]
+    rules = {"join_rule": "restricted", **({} if allow is None else {"allow": allow})}
+    room.send(room.creator, "m.room.join_rules", rules, state_key="")
+    status, body = await make_join(peer, us, room, f"@eve:{peer.server_name}")
+    assert (status, body["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_one_condition_that_holds_is_enough(world: World) -> None:
+    peer, us, room, lobby = world
+    names = ["!unknown:elsewhere.example", lobby.create.room_id]
+    allow = [{"type": "m.room_membership", "room_id": name} for name in names]
+    room.send(room.creator, "m.room.join_rules", {"join_rule": "restricted", "allow": allow}, state_key="")
+    status, body = await make_join(peer, us, room, f"@eve:{peer.server_name}")
+    assert status == 200, body
+    # Whether the unknown room would let this one in cannot be said here.
+    status, body = await make_join(peer, us, room, f"@mallory:{peer.server_name}")
+    assert (status, body["errcode"]) == (400, "M_UNABLE_TO_AUTHORISE_JOIN")
+
+
 async def test_we_sign_for_no_other_authoriser(world: World) -> None:
     peer, us, room, _ = world
     _, body = await make_join(peer, us, room, f"@eve:{peer.server_name}")
