@@ -16,6 +16,8 @@ from servicekit.log.subjects import typing_subject
 
 MAX_TYPING_MS = 120_000
 DEFAULT_TYPING_MS = 30_000
+# How far relations are followed to their thread, as clients do.
+MAX_HOPS = 4
 RECEIPT_TYPES = ("m.read", "m.read.private", "m.fully_read")
 
 
@@ -24,12 +26,6 @@ class TypingBody(msgspec.Struct):
 
     typing: bool
     timeout: int | None = None
-
-
-class ReceiptBody(msgspec.Struct):
-    """`POST /rooms/{roomId}/receipt/{receiptType}/{eventId}`."""
-
-    thread_id: str | None = None
 
 
 class EphemeralEndpoints:
@@ -82,12 +78,43 @@ class EphemeralEndpoints:
         if kind not in RECEIPT_TYPES:
             raise invalid_param(f"The type of a receipt is one of {', '.join(RECEIPT_TYPES)}")
         event_id = check_event_id(request.path_params["event_id"])
-        body = await read_body(request, ReceiptBody, allow_empty=True)
-        if body.thread_id is not None and (kind == "m.fully_read" or not body.thread_id):
-            raise invalid_param("thread_id does not fit this receipt")
+        thread_id = (await request.json(allow_empty=True)).get("thread_id")
+        if thread_id is not None and (
+            not isinstance(thread_id, str) or not thread_id or kind == "m.fully_read"
+        ):
+            raise invalid_param("thread_id must be a string that holds something, and not for m.fully_read")
         await self._check_joined(room_id, session)
-        await self._store(session, room_id, {kind: event_id}, body.thread_id or "")
+        if thread_id is not None and thread_id != "main":
+            await self._check_in_thread(room_id, event_id, check_event_id(thread_id))
+        await self._store(session, room_id, {kind: event_id}, thread_id or "")
         return EMPTY
+
+    async def _check_in_thread(self, room_id: str, event_id: str, thread_id: str) -> None:
+        """Check that an event is in a thread ("Threaded read receipts"): its root, a reply in it, or related to one.
+
+        An event that has not come here yet is taken at its word.
+
+        Raises:
+            MatrixError: M_INVALID_PARAM.
+        """
+        at = event_id
+        for _ in range(MAX_HOPS):
+            if at == thread_id:
+                return
+            event = await self._rooms.sender.queries.event(room_id, at)
+            if event is None:
+                if at == event_id:
+                    return
+                break
+            relation = event.content.get("m.relates_to")
+            related = relation.get("event_id") if isinstance(relation, dict) else None
+            if not isinstance(relation, dict) or not isinstance(related, str):
+                break
+            if relation.get("rel_type") == "m.thread" and related != thread_id:
+                break
+            at = related
+        if at != thread_id:
+            raise invalid_param(f"{event_id} is not in the thread {thread_id}")
 
     async def post_read_markers(self, request: Request) -> Response:
         """Set the read marker and receipts at once."""

@@ -264,3 +264,41 @@ async def test_a_room_that_is_not_there_is_a_room_one_is_not_in(world: World) ->
         ("POST", f"{room}/read_markers", {"m.fully_read": "$event"}),
     ):
         assert await alice.fails(method, path, body) == (403, "M_FORBIDDEN"), path
+
+
+async def test_a_threaded_receipt_belongs_to_its_thread(world: World) -> None:
+    alice = await world.user()
+    room_id = (await alice.ok("POST", "/createRoom", {}))["room_id"]
+    numbers = iter(range(100))
+
+    async def say(**relation: str) -> str:
+        content: dict[str, Any] = {"body": "x"}
+        if relation:
+            content["m.relates_to"] = relation
+        path = f"/rooms/{room_id}/send/m.room.message/{next(numbers)}"
+        event_id: str = (await alice.ok("PUT", path, content))["event_id"]
+        return event_id
+
+    root, other = await say(), await say()
+    reply = await say(rel_type="m.thread", event_id=root)
+    reaction = await say(rel_type="m.annotation", event_id=reply)
+    elsewhere = await say(rel_type="m.thread", event_id=other)
+
+    async def receipt(event_id: str, thread_id: Any, kind: str = "m.read") -> tuple[int, Any]:
+        return await alice("POST", f"/rooms/{room_id}/receipt/{kind}/{event_id}", {"thread_id": thread_id})
+
+    for event_id in (root, reply, reaction, "$notyet"):
+        assert (await receipt(event_id, root))[0] == 200
+    assert (await receipt(other, "main"))[0] == 200
+    assert (await receipt(other, None))[0] == 200
+    for event_id, thread_id, kind in (
+        (other, root, "m.read"),
+        (elsewhere, root, "m.read"),
+        (reply, other, "m.read.private"),
+        (reply, "", "m.read"),
+        (reply, 7, "m.read"),
+        (reply, "nonsense", "m.read"),
+        (reply, root, "m.fully_read"),
+    ):
+        status, answer = await receipt(event_id, thread_id, kind)
+        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), (event_id, thread_id)
