@@ -14,7 +14,10 @@ _FOLLOWERS = Sql(
 def find_followers(batch: Batch, work: RoomWork, event_id: str) -> list[EventRow]:
     """The events here that name a prev event which was missing until now."""
     nids = [row[0] for row in _FOLLOWERS.rows(batch.conn, work.row.nid, event_id)]
-    nids += [nid for _, prev_id, nid in batch.missing_prevs if prev_id == event_id and nid not in nids]
+    missing = (work.row.nid, event_id)
+    nids += [
+        nid for room, prev_id, nid in batch.missing_prevs if (room, prev_id) == missing and nid not in nids
+    ]
     if not nids:
         return []
     found = {row.nid: row for row in batch.rows if row.nid in set(nids)}
@@ -39,4 +42,5 @@ def close(batch: Batch, work: RoomWork, row: EventRow, followers: list[EventRow]
             follower.prev = (*follower.prev, row.nid)
             batch.change_row(follower)
     batch.found_prevs.append((work.row.nid, row.event_id))
-    batch.missing_prevs = [item for item in batch.missing_prevs if item[1] != row.event_id]
+    missing = (work.row.nid, row.event_id)
+    batch.missing_prevs = [item for item in batch.missing_prevs if item[:2] != missing]

@@ -36,8 +36,13 @@ def apply_redaction(
 
 def apply_pending(batch: Batch, work: RoomWork, row: EventRow) -> None:
     """Redact an event that has just come, if an accepted redaction of it is here already."""
-    pending = waiting.load_pending_redactions(batch.conn, [row.event_id]).get(row.event_id, [])
-    pending += [nid for target, nid, _ in batch.pending_redactions if target == row.event_id]
+    room_nid = work.row.nid
+    pending = waiting.load_pending_redactions(batch.conn, room_nid, row.event_id)
+    pending += [
+        nid
+        for target, nid, of_room in batch.pending_redactions
+        if (target, of_room) == (row.event_id, room_nid)
+    ]
     if not pending:
         return
     for nid in sorted(set(pending)):
@@ -47,7 +52,7 @@ def apply_pending(batch: Batch, work: RoomWork, row: EventRow) -> None:
             continue
         state = snapshots.events_at(batch, work, redaction_row.snapshot_before, LEVEL_KEYS)
         redact(batch, work, redaction, redaction_row, state, row)
-    waiting.delete_pending_redactions(batch.conn, [row.event_id])
+    waiting.delete_pending_redactions(batch.conn, row.event_id)
 
 
 def redact(

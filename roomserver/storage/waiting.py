@@ -30,7 +30,7 @@ _PENDING_STORE = Sql(
     "INSERT INTO pending_redaction (target_event_id, redaction_nid, room_nid) VALUES (?, ?, ?)"
     " ON CONFLICT (target_event_id, redaction_nid) DO NOTHING"
 )
-_PENDING = Sql("SELECT target_event_id, redaction_nid FROM pending_redaction WHERE target_event_id IN ?")
+_PENDING = Sql("SELECT redaction_nid FROM pending_redaction WHERE target_event_id = ? AND room_nid = ?")
 _PENDING_DELETE = Sql("DELETE FROM pending_redaction WHERE target_event_id = ?")
 
 _PREV_STORE = Sql(
@@ -112,17 +112,14 @@ def store_pending_redactions(conn: Connection, rows: Iterable[tuple[str, int, in
     _PENDING_STORE.many(conn, rows)
 
 
-def load_pending_redactions(conn: Connection, event_ids: list[str]) -> dict[str, list[int]]:
-    """target event id -> redactions that came before it."""
-    found: dict[str, list[int]] = {}
-    for target, nid in _PENDING.rows(conn, event_ids):
-        found.setdefault(target, []).append(nid)
-    return found
+def load_pending_redactions(conn: Connection, room_nid: int, event_id: str) -> list[int]:
+    """The redactions of an event that came before it, of its own room: others have no say in it."""
+    return [row[0] for row in _PENDING.rows(conn, event_id, room_nid)]
 
 
-def delete_pending_redactions(conn: Connection, event_ids: Iterable[str]) -> None:
+def delete_pending_redactions(conn: Connection, event_id: str) -> None:
     """They are dealt with."""
-    _PENDING_DELETE.many(conn, [(event_id,) for event_id in event_ids])
+    _PENDING_DELETE.change(conn, event_id)
 
 
 def store_missing_prevs(

@@ -8,7 +8,7 @@ import pytest
 from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, VerdictCode
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.room_versions import ROOM_VERSIONS
-from roomserver.rpc import explain, graph
+from roomserver.rpc import explain, graph, reads
 from roomserver.storage import events, rooms, staging
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, Room, sign_for_all
@@ -185,3 +185,27 @@ def test_a_second_create_event_that_cites_a_message(bench: JudgeBench, version: 
         assert verdict.code in (CODE.VERDICT_CODE_REJECTED, CODE.VERDICT_CODE_DUPLICATE)
         assert verdict.rejection.rule != "internal"
     goes_on(bench, room, room_id, [said.event_id])
+
+
+@pytest.mark.parametrize("version", ["3", "11", "12"])
+def test_a_gap_in_another_room_does_not_keep_an_event_out_of_its_own(bench: JudgeBench, version: str) -> None:
+    """An event that somebody names as a missing prev event elsewhere is a head of its room all the same."""
+    room, room_id = begin(bench, version)
+    topic = room.send(ALICE, "m.room.topic", {"topic": "new"}, state_key="")
+    other, other_id = begin(bench, version, CAROL)
+    said = other.send(BOB, "m.room.message", {"body": "x"})
+    pdu = {**said.pdu, "prev_events": [reference(other, topic.event_id)]}
+    del pdu["hashes"], pdu["signatures"]
+    claims = sign_for_all(pdu, other.version)
+    state = list(other.before[said.event_id].values())
+    verdicts = bench.submit(
+        foreign(other_id, [claims], state_before_event_ids=state),
+        foreign(room_id, [topic], origin_server="a.example"),
+    )
+    assert verdicts[1].code == CODE.VERDICT_CODE_ACCEPTED
+    request = query_pb2.QueryLatestRequest(room_id=room_id, all_state=True)
+    latest = bench.database.read_sync(reads.read_latest, request)[0]
+    assert list(latest.forward_extremities) == [topic.event_id]
+    assert topic.event_id in {event.event_id for event in latest.state}
+    rows = bench.database.read_sync(events.load_events_by_id, [claims.event_id, topic.event_id])
+    assert rows[topic.event_id].nid not in rows[claims.event_id].prev
