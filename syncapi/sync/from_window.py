@@ -276,6 +276,8 @@ def _render_events(
     )
     limit = filter_.timeline.capped_limit()
     limited = len(passing) > limit
+    if limited and any(b'"m.relates_to"' in event.body for event in found):
+        raise NotInMemory  # events of a limited timeline come with what relates to them
     chosen = passing[len(passing) - limit :] if limited else passing
     timeline = make_timeline(
         chosen,

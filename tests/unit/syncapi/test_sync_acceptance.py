@@ -316,3 +316,17 @@ async def test_a_page_of_a_room_that_its_filter_excludes_is_empty(world: SyncWor
     page = world.messages_page(ALICE, room.room_id, filter_={"not_rooms": [room.room_id]})
     assert page["chunk"] == []
     assert "end" not in page
+
+
+async def test_a_limited_timeline_bundles_what_relates_to_its_events(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    room.join(BOB)
+    since = (await world.sync(BOB))["next_batch"]
+    for number in range(12):
+        root = room.say(ALICE, str(number))
+    reply = room.say(ALICE, "in", **{"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
+    section = joined(await world.sync(BOB, since), room)
+    assert section["timeline"]["limited"] is True
+    events = {event["event_id"]: event for event in section["timeline"]["events"]}
+    thread = events[root]["unsigned"]["m.relations"]["m.thread"]
+    assert (thread["count"], thread["latest_event"]["event_id"]) == (1, reply)
