@@ -280,8 +280,10 @@ async def test_typing_and_receipts_go_both_ways(
         watch = Watch(other, room_id, (await other.sync())["next_batch"])
         await one.put(f"/rooms/{room_id}/typing/{one.user_id}", {"typing": True, "timeout": 20000})
         await watch.until(
-            lambda kind, content, u=one.user_id: kind == "m.typing" and u in content["user_ids"]
-        )  # type: ignore[misc]
+            lambda kind, content, u=one.user_id: (  # type: ignore[misc]
+                kind == "m.typing" and u in content["user_ids"]
+            )
+        )
         await one.post(f"/rooms/{room_id}/receipt/m.read/{event_id}")
         await watch.until(
             lambda kind, content, u=one.user_id: (  # type: ignore[misc]
@@ -334,6 +336,73 @@ async def test_aliases_profiles_and_history_across(
     assert answer["room_id"] == ours
     await alice.put(f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
     assert (await sam.get(f"/profile/{alice.user_id}"))["displayname"] == "Alice"
+
+
+async def test_rooms_are_upgraded_across(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:
+    alice, sam = await people(pair, session, unique)
+    for owner, guest, home in (
+        (alice, sam, pair.arbor.server_name),
+        (sam, alice, pair.synapse.server_name),
+    ):
+        room_id = await owner.create_room(preset="public_chat", room_version="10", name="old")
+        await guest.post(f"/join/{room_id}?server_name={home}")
+        await agree(owner, guest, room_id)
+        answer = await owner.post(f"/rooms/{room_id}/upgrade", {"new_version": "11"})
+        successor = answer["replacement_room"]
+
+        async def told(guest: MatrixClient = guest, room_id: str = room_id) -> str | None:
+            state = await state_of(guest, room_id)
+            return "there" if ("m.room.tombstone", "") in state else None
+
+        await until(told, f"{guest.user_id} is told where the room went")
+        tombstone = await guest.get(f"/rooms/{room_id}/state/m.room.tombstone")
+        assert tombstone["replacement_room"] == successor
+        await guest.post(f"/join/{successor}?server_name={home}")
+        await agree(owner, guest, successor)
+        create = await guest.get(f"/rooms/{successor}/state/m.room.create")
+        assert create["predecessor"]["room_id"] == room_id
+        await sees(owner, successor, await guest.send(successor, "here we are"))
+
+
+async def test_changes_of_profiles_reach_the_rooms_of_the_other_side(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    room_id = await alice.create_room(preset="public_chat")
+    await sam.post(f"/join/{room_id}?server_name={pair.arbor.server_name}")
+    await agree(alice, sam, room_id)
+    for who, watcher, name in ((alice, sam, "Alice the Second"), (sam, alice, "Sam the Third")):
+        await who.put(f"/profile/{who.user_id}/displayname", {"displayname": name})
+
+        async def renamed(who: MatrixClient = who, watcher: MatrixClient = watcher, name: str = name) -> bool:
+            member = await watcher.get(f"/rooms/{room_id}/state/m.room.member/{who.user_id}")
+            return bool(member.get("displayname") == name)
+
+        await until(renamed, f"{watcher.user_id} sees the new name")
+    await agree(alice, sam, room_id)
+
+
+async def test_each_lists_the_rooms_of_the_other(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    for owner, asker, home in (
+        (alice, sam, pair.arbor.server_name),
+        (sam, alice, pair.synapse.server_name),
+    ):
+        name = unique("listed")
+        body = {"preset": "public_chat", "name": name, "visibility": "public"}
+        room_id = (await owner.post("/createRoom", body))["room_id"]
+
+        async def listed(asker: MatrixClient = asker, home: str = home, name: str = name) -> Any:
+            search = {"filter": {"generic_search_term": name}, "limit": 10}
+            page = await asker.post(f"/publicRooms?server={home}", search)
+            return page["chunk"] or None
+
+        [room] = await until(listed, "the room is listed")
+        assert (room["room_id"], room["num_joined_members"]) == (room_id, 1)
+        page = await asker.get("/publicRooms", server=home, limit="1")
+        assert len(page["chunk"]) == 1
 
 
 async def test_whoever_was_away_catches_up(pair: Pair, session: aiohttp.ClientSession, unique: Any) -> None:

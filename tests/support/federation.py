@@ -110,6 +110,7 @@ class FederatedSynapse(SynapseServer):
                 "client_timeout": "20s",
             },
             "allow_public_rooms_over_federation": True,
+            "room_list_publication_rules": [{"action": "allow"}],
         }
         del settings["federation_domain_whitelist"]
         path.write_text(yaml.safe_dump(settings))
