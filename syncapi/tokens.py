@@ -1,6 +1,8 @@
 """Sync tokens and topological tokens.
 
-`a1_<epoch>.<OUTPUT sequence>_<epoch>.<LIVE sequence>`: what happened up to there is known to the client.
+`a1_<epoch>.<OUTPUT sequence>_<epoch>.<LIVE sequence>`: what happened up to there is known to the client. A third
+part, `_d<position>`, says that of its to-device messages it has only those up to a position: there were more than one
+answer holds.
 `t1_<depth>_<position>`: a place between two events in the order of `/messages`, which is (depth, position):
 the events smaller than the pair lie before it.
 """
@@ -12,7 +14,8 @@ from servicekit.errors import MatrixError, invalid_param
 from servicekit.log.subjects import POSITION_FACTOR
 
 _SYNC_TOKEN = re.compile(
-    r"a1_([A-Za-z0-9-]{1,40})\.([0-9]{1,15})_([A-Za-z0-9-]{1,40})\.([0-9]{1,15})", re.ASCII
+    r"a1_([A-Za-z0-9-]{1,40})\.([0-9]{1,15})_([A-Za-z0-9-]{1,40})\.([0-9]{1,15})(?:_d([0-9]{1,19}))?",
+    re.ASCII,
 )
 _TOPOLOGICAL_TOKEN = re.compile(r"t1_([0-9]{1,19})_(-?[0-9]{1,19})", re.ASCII)
 _MAX_INT = 2**63 - 1
@@ -25,9 +28,12 @@ class SyncToken(NamedTuple):
     output_sequence: int
     live_epoch: str
     live_sequence: int
+    inbox: int = 0
+    """The last to-device message that the client has; 0: all that the token covers."""
 
     def __str__(self) -> str:
-        return f"a1_{self.output_epoch}.{self.output_sequence}_{self.live_epoch}.{self.live_sequence}"
+        inbox = f"_d{self.inbox}" if self.inbox else ""
+        return f"a1_{self.output_epoch}.{self.output_sequence}_{self.live_epoch}.{self.live_sequence}{inbox}"
 
     @property
     def position(self) -> int:
@@ -58,7 +64,10 @@ def parse_sync_token(text: str, name: str = "since") -> SyncToken:
     match = _SYNC_TOKEN.fullmatch(text)
     if match is None:
         raise _invalid(name)
-    return SyncToken(match[1], int(match[2]), match[3], int(match[4]))
+    inbox = int(match[5] or 0)
+    if inbox > _MAX_INT:
+        raise _invalid(name)
+    return SyncToken(match[1], int(match[2]), match[3], int(match[4]), inbox)
 
 
 def parse_token(text: str, name: str = "from") -> SyncToken | TopologicalToken:

@@ -161,7 +161,8 @@ def _up_to(found: list[StoredEvent], to: tuple[int, int], backwards: bool) -> tu
 
 async def _answer(edge: Edge, caller: Caller, page: Page) -> bytes:
     """Return a page, once other servers gave what is missing on it, if they do in a few seconds."""
-    edges = await edge.remote.edges(page.room_id) if page.backwards else ()
+    may_reach_back = page.backwards and page.filter.passes_room(page.room_id)
+    edges = await edge.remote.edges(page.room_id) if may_reach_back else ()
     loaded = await edge.read(load_with_edges, caller, page, edges)
     if not loaded.edges:
         return loaded.body

@@ -183,9 +183,8 @@ class SyncEngine:
         if view is None or request.device_id not in view.inboxes or not request.since.output_sequence:
             return
         last = view.inboxes[request.device_id]
-        await self._database.write(
-            to_device.delete_received, request.user_id, request.device_id, request.since.position
-        )
+        received = request.since.inbox or request.since.position
+        await self._database.write(to_device.delete_received, request.user_id, request.device_id, received)
         left = await self._database.read(
             to_device.load_messages, request.user_id, request.device_id, 2**62, 1
         )
@@ -201,13 +200,13 @@ class SyncEngine:
             answer = await self._from_memory_of_others(request, reader)
         if answer is not None:
             _from_memory.inc()
-            epoch, sequence = self._output_epoch(), self._window.sequence
+            epoch, sequence, inbox = self._output_epoch(), self._window.sequence, 0
         else:
             loaded = await self._load(request, reader)
-            answer, sequence = loaded.answer, loaded.sequence
+            answer, sequence, inbox = loaded.answer, loaded.sequence, loaded.inbox
             epoch = loaded.epoch or self._output_epoch()
         answer.presence = presence_events(self._window, self._live, request, reader)
-        token = SyncToken(epoch, sequence, self._live.epoch, self._live.sequence)
+        token = SyncToken(epoch, sequence, self._live.epoch, self._live.sequence, inbox)
         return _Made(answer, token, reader.sent_members)
 
     async def _load(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:

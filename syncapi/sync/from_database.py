@@ -38,7 +38,7 @@ class DatabaseAnswer:
     """An answer with the position it leads to.
 
     `members`: membership events that a lazy-loading client was given, and `summaries`: what rooms' summaries
-    were made of, and what is not read of rooms' threads, all for the window to remember.
+    were made of, and what is not read of rooms' threads, all for the window to remember. `inbox`: the last to-device message in it, if there are more; else 0.
     """
 
     answer: Answer
@@ -47,6 +47,7 @@ class DatabaseAnswer:
     members: list[StoredEvent] = field(default_factory=list)
     summaries: dict[str, SummaryParts] = field(default_factory=dict)
     threads: dict[str, ThreadCounts] = field(default_factory=dict)
+    inbox: int = 0
 
 
 def load_answer(
@@ -110,12 +111,13 @@ class _Builder:
         }
         self._rooms()
         if reader.device_id:
-            self.answer.to_device = [
-                message
-                for _, message in to_device.load_messages(
-                    self.connection, reader.user_id, reader.device_id, self.through, MAX_TO_DEVICE
-                )
-            ]
+            messages = to_device.load_messages(
+                self.connection, reader.user_id, reader.device_id, self.through, MAX_TO_DEVICE + 1
+            )
+            if len(messages) > MAX_TO_DEVICE:
+                del messages[MAX_TO_DEVICE:]
+                self.result.inbox = messages[-1][0]
+            self.answer.to_device = [message for _, message in messages]
 
     def _rooms(self) -> None:
         filter_ = self.reader.filter

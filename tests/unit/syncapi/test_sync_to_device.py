@@ -47,6 +47,24 @@ async def test_delivered_until_received(world: SyncWorld) -> None:
     assert types(await world.sync(ALICE, since, device="ONE")) == []
 
 
+async def test_more_than_one_answer_holds_comes_in_several(world: SyncWorld) -> None:
+    since = (await world.sync(BOB, device="ONE"))["next_batch"]
+    for number in range(250):
+        send(world, "ONE", str(number))
+    found: list[str] = []
+    for size in (100, 100, 50, 0):
+        answer = await world.sync(BOB, since, device="ONE")
+        # Lost on its way, it comes again.
+        assert types(await world.sync(BOB, since, device="ONE")) == types(answer)
+        assert len(types(answer)) == size
+        found += types(answer)
+        since = answer["next_batch"]
+    assert found == [str(number) for number in range(250)]
+    room = world.room(ALICE)
+    page = world.messages_page(ALICE, room.room_id, start=since)
+    assert page["chunk"] == []
+
+
 async def test_same_message_is_kept_once(world: SyncWorld) -> None:
     send(world, "ONE", "first", "m1")
     send(world, "ONE", "first", "m1")
