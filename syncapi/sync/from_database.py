@@ -38,7 +38,8 @@ class DatabaseAnswer:
     """An answer with the position it leads to.
 
     `members`: membership events that a lazy-loading client was given, and `summaries`: what rooms' summaries
-    were made of, and what is not read of rooms' threads, all for the window to remember. `inbox`: the last to-device message in it, if there are more; else 0.
+    were made of, and what is not read of rooms' threads, all for the window to remember.
+    `inbox`: the last to-device message in it, if there are more; else 0.
     """
 
     answer: Answer
