@@ -96,7 +96,20 @@ class RoomEndpoints:
         # Two types are two requests, also to a client that counts its transactions by type.
         key = _transaction(request, session, f"send/{event_type}", room_id)
         draft = Draft(event_type, content)
+        if "m.relates_to" in content:
+            return await self._send_related(session, room_id, draft, key)
         sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft, key)
+        return _event_id(sent.event_id)
+
+    async def _send_related(
+        self, session: Session, room_id: str, draft: Draft, key: TransactionKey | None
+    ) -> Response:
+        txn_id = "" if key is None else key.txn_id
+        annotations = self._rooms.annotations
+        kind = await annotations.check(session, room_id, draft.type, draft.content, txn_id)
+        sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft, key)
+        if kind is not None:
+            await annotations.note(kind, session, sent.event_id, txn_id)
         return _event_id(sent.event_id)
 
     async def put_state(self, request: Request) -> Response:

@@ -4,6 +4,7 @@ from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.tell import Teller
 from clientapi.clock import Clock
 from clientapi.rooms.aliases import Aliases
+from clientapi.rooms.annotations import Annotations
 from clientapi.rooms.create import RoomCreator
 from clientapi.rooms.guests import Guests
 from clientapi.rooms.member_state import MemberState
@@ -41,6 +42,7 @@ class Rooms:
         self.successors = Successors(config, db, account_data, sender)
         self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)
+        self.annotations = Annotations(db, sender.queries)
         self.third_party_joins = ThirdPartyJoins(config, db, sender)
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)

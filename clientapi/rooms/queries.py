@@ -105,6 +105,19 @@ class RoomQueries:
                 found[event.event_id] = event
         return found
 
+    async def stands(self, room_id: str, event_id: str) -> bool:
+        """Say whether an event is accepted in a room and not redacted."""
+        try:
+            answer = await self._stub.QueryEvents(
+                query_pb2.QueryEventsRequest(event_ids=[event_id], room_id=room_id), timeout=QUERY_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        return any(
+            stored.status == query_pb2.EVENT_STATUS_ACCEPTED and not stored.HasField("redacted_because")
+            for stored in answer.events
+        )
+
     async def event_at(self, room_id: str, before_ms: int) -> str | None:
         """Return the newest event of a room that was sent before a time, or None."""
         if before_ms <= 0:

@@ -270,3 +270,17 @@ room_tasks = Table(
     Index("ix_room_tasks_due", "status", "not_before_ms"),
     Index("ix_room_tasks_room", "room_id"),
 )
+
+annotations = Table(
+    "annotations",
+    metadata,
+    Column(
+        "annotation_hash",
+        LargeBinary(32),
+        primary_key=True,
+        comment="SHA-256 of room, annotated event, sender, type and key: one of a kind that stands",
+    ),
+    Column("event_id", Text, nullable=False, comment="the annotation that was sent last"),
+    Column("device_id", Text, nullable=False, comment="the device that sent it"),
+    Column("txn_id", Text, nullable=False, comment="under which transaction; empty: none"),
+)

@@ -275,7 +275,14 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
                 for event_id in request.event_ids:
                     if event_id in room.events:
                         event = room.events[event_id]
+                        redactions = [
+                            common_pb2.Event(event_id=other.event_id, pdu_json=other.pdu_json)
+                            for other in room.events.values()
+                            if other.type == "m.room.redaction"
+                            and event_id in (other.content.get("redacts"), other.redacts)
+                        ]
                         answer.events.add(
+                            redacted_because=redactions[0] if redactions else None,
                             event=common_pb2.Event(event_id=event_id, pdu_json=event.pdu_json),
                             room_id=room.room_id,
                             room_version=room.version.identifier,

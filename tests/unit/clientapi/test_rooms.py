@@ -395,3 +395,36 @@ async def test_a_room_with_very_many_bans_is_upgraded(world: World, monkeypatch:
     for user_id in banned:
         assert content(successor, "m.room.member", user_id) == {"membership": "ban", "reason": "spam"}
     assert len(successor.extremities) == 1
+
+
+async def test_a_second_annotation_of_a_kind_is_refused(world: World) -> None:
+    alice, bob = await world.user("alice"), await world.user()
+    room = await make(world, alice, preset="public_chat")
+    await bob.ok("POST", f"/join/{room.room_id}")
+    path = f"/rooms/{room.room_id}"
+    said = (await alice.ok("PUT", f"{path}/send/m.room.message/0", {"body": "x"}))["event_id"]
+
+    def reaction(key: Any, target: str = said) -> dict[str, Any]:
+        return {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": key}}
+
+    send = f"{path}/send/m.reaction"
+    first = await alice.ok("PUT", f"{send}/1", reaction("a"))
+    # The same request once more finds its event; another one is a second reaction.
+    assert await alice.ok("PUT", f"{send}/1", reaction("a")) == first
+    duplicate = (400, "M_DUPLICATE_ANNOTATION")
+    assert await alice.fails("PUT", f"{send}/2", reaction("a")) == duplicate
+    assert await alice.fails("POST", send, reaction("a")) == duplicate
+    # Another key, type, target or user makes another kind.
+    await alice.ok("PUT", f"{send}/3", reaction("b"))
+    await alice.ok("PUT", f"{path}/send/org.example.other/4", reaction("a"))
+    await alice.ok("PUT", f"{send}/5", reaction("a", first["event_id"]))
+    await bob.ok("PUT", f"{send}/1", reaction("a"))
+    # What is redacted counts no more.
+    await alice.ok("PUT", f"{path}/redact/{first['event_id']}/6", {})
+    again = await alice.ok("PUT", f"{send}/7", reaction("a"))
+    assert again != first
+    assert await alice.fails("PUT", f"{send}/8", reaction("a")) == duplicate
+    # Relations without a key, and such as are none, are nobody's business here.
+    for number, relation in enumerate(({"rel_type": "m.annotation"}, {"rel_type": 7}, "x", {"key": 1})):
+        for again_ in range(2):
+            await alice.ok("PUT", f"{send}/n{number}{again_}", {"m.relates_to": relation})
