@@ -9,16 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
-
 from benchmarks.measure import Measurement, measured
-from matrixlib.event_builder import build_event
 from tests.support.arbor_server import ArborServer
 from tests.support.evil_peer import EvilPeer
 from tests.support.federation import FederatedSynapse, federated_arbor
 from tests.support.homeserver import Homeserver
 from tests.support.matrix_client import MatrixClient, http_session
-from tests.support.resident import ResidentRoom
+from tests.support.resident import ResidentRoom, join_through
 from tests.support.tls_ca import TestCa
 
 # Some servers take minutes for a large room.
@@ -66,37 +63,10 @@ async def _rows(
         for query, name in (("", ""), ("?omit_members=true", ", members left out")):
             async with measured(server) as row:
                 started = time.perf_counter()
-                await _join_through(server, other, room, f"@eve{len(query)}:{other.server_name}", query)
+                await join_through(
+                    server.server_name, other, room, f"@eve{len(query)}:{other.server_name}", query
+                )
                 row.latencies_s.append(time.perf_counter() - started)
                 row.operations = 1
             yield f"being joined over federation, {size:,} members{name}", row
         await alice.post(f"/rooms/{room.room_id}/leave")
-
-
-async def _join_through(
-    server: ArborServer | FederatedSynapse, other: EvilPeer, room: ResidentRoom, user_id: str, query: str
-) -> None:
-    url, name = f"https://{server.server_name}", server.server_name
-    path = f"/_matrix/federation/v1/make_join/{room.room_id}/{user_id}?ver={room.version.identifier}"
-    status, answer = await other.ask("GET", url, path, name)
-    if status != 200:
-        raise aiohttp.ClientError(f"make_join: {status} {answer}")
-    template = answer["event"]
-    event = build_event(
-        room.version,
-        room_id=room.room_id,
-        sender=user_id,
-        type="m.room.member",
-        content=template["content"],
-        state_key=user_id,
-        prev_events=template["prev_events"],
-        auth_event_ids=template["auth_events"],
-        depth=template["depth"],
-        origin_server_ts=template["origin_server_ts"],
-        server_name=other.server_name,
-        signing_key=other.key,
-    )
-    path = f"/_matrix/federation/v2/send_join/{room.room_id}/{event.event_id}{query}"
-    status, answer = await other.ask("PUT", url, path, name, event.pdu)
-    if status != 200:
-        raise aiohttp.ClientError(f"send_join: {status} {answer}")

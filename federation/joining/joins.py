@@ -30,7 +30,7 @@ from federation.outbound.errors import RemoteError, RemoteRefused
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
 from federation.storage import jobs as storage
-from federation.storage.jobs import JoinJob
+from federation.storage.jobs import JobSummary, JoinJob
 from federation.submit import Submitter, event_message, federation_entry, is_accepted, refusal_of
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
 from matrixlib.events import EventFormatError, parse_event
@@ -162,6 +162,10 @@ class Joins:
         """The user has left: nothing of the join is taken up any more."""
         await self._database.write(storage.finish_job, job.job_id, "left before the join was done")
         log.info("join_called_off", room=job.room_id)
+
+    async def summaries(self, limit: int) -> list[JobSummary]:
+        """Return the joins that are being worked at, then those that ended, newest first."""
+        return await self._database.read(storage.load_summaries, limit)
 
     # -- tasks ---------------------------------------------------------------------------------------------
 

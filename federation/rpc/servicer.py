@@ -15,12 +15,21 @@ from federation.outbound.errors import RemoteError
 from federation.remote_queries import RemoteQueries
 from federation.sender.destinations import Destinations
 from federation.sender.status import DestinationStatus
+from federation.storage import jobs
 from federation.submit import event_message
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.hashes import encode_base64
 from matrixlib.identifiers import is_valid_user_id
 from matrixlib.room_versions import get_room_version
 from servicekit.errors import bad_json, invalid_param
+
+MAX_JOINS = 200
+_JOIN_STATES = {
+    jobs.SENT: pb.JOIN_STATE_SENT,
+    jobs.IMPORTING: pb.JOIN_STATE_IMPORTING,
+    jobs.DONE: pb.JOIN_STATE_DONE,
+    jobs.FAILED: pb.JOIN_STATE_FAILED,
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -177,6 +186,22 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     ) -> pb.ListDestinationsResponse:
         """See the contract."""
         return await self._status.list(request.server_name)
+
+    async def ListJoins(self, request: pb.ListJoinsRequest, context: Context) -> pb.ListJoinsResponse:  # noqa: N802
+        """See the contract."""
+        return pb.ListJoinsResponse(
+            joins=[
+                pb.Join(
+                    user_id=job.user_id,
+                    room_id=job.room_id,
+                    resident=job.resident,
+                    state=_JOIN_STATES[job.state],
+                    created_ms=job.created_ms,
+                    error=job.error,
+                )
+                for job in await self._joins.summaries(MAX_JOINS)
+            ]
+        )
 
     async def ResetDestination(  # noqa: N802
         self, request: pb.ResetDestinationRequest, context: Context

@@ -26,6 +26,18 @@ class JoinJob:
     answer_json: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """A join, as operators see it."""
+
+    user_id: str
+    room_id: str
+    resident: str
+    state: str
+    created_ms: int
+    error: str
+
+
 def store_job(conn: Connection, job: JoinJob, now_ms: int) -> None:
     """Keep a join before it is sent, until it is done."""
     conn.execute(
@@ -87,6 +99,24 @@ def _job(row: Row[Any]) -> JoinJob:
         bytes(row.join_event_json),
         bytes(row.answer_json) if row.answer_json is not None else None,
     )
+
+
+def load_summaries(conn: Connection, limit: int) -> list[JobSummary]:
+    """Joins that are not done yet, then the others, newest first."""
+    table = join_job
+    rows = conn.execute(
+        select(
+            table.c.user_id,
+            table.c.room_id,
+            table.c.resident,
+            table.c.state,
+            table.c.created_ms,
+            table.c.error,
+        )
+        .order_by(table.c.state.in_((DONE, FAILED)), table.c.created_ms.desc())
+        .limit(limit)
+    )
+    return [JobSummary(*row) for row in rows]
 
 
 def finish_job(conn: Connection, job_id: str, error: str = "") -> None:

@@ -1,4 +1,6 @@
-"""`arbor federation status|reset`: how every other server stands, asked of the federation service that runs."""
+"""`arbor federation status|joins|reset`: how every other server stands and how far joins of rooms of other servers
+are, asked of the federation service that runs.
+"""
 
 import asyncio
 import time
@@ -19,11 +21,18 @@ _STATES = {
     pb.DESTINATION_STATE_BACKING_OFF: "waiting",
     pb.DESTINATION_STATE_CATCHING_UP: "catching up",
 }
+_JOIN_STATES = {
+    pb.JOIN_STATE_SENT: "sent",
+    pb.JOIN_STATE_IMPORTING: "importing",
+    pb.JOIN_STATE_DONE: "done",
+    pb.JOIN_STATE_FAILED: "failed",
+}
+_JOINS_HEADER = ("user", "room", "through", "state", "begun", "error")
 _HEADER = ("server", "state", "rooms", "edus", "oldest", "failures", "next try", "last success", "last error")
 
 
 def federation(config: Config, action: str, server: str | None) -> int:
-    """Print the destinations as a table, or have one tried at once."""
+    """Print the destinations or the joins as a table, or have a destination tried at once."""
     if action == "reset" and server is None:
         raise CommandError("name the server that shall be tried: arbor federation reset SERVER")
     return asyncio.run(_ask(config, action, server or ""))
@@ -39,6 +48,10 @@ async def _ask(config: Config, action: str, server: str) -> int:
                 )
                 print(f"{server} is tried now" if answer.known else f"{server} was never sent anything")
                 return 0 if answer.known else 1
+            if action == "joins":
+                joins = await stub.ListJoins(pb.ListJoinsRequest(), timeout=WAIT_S)
+                print("\n".join(table_of_joins(list(joins.joins), _now_ms())))
+                return 0
             listed = await stub.ListDestinations(
                 pb.ListDestinationsRequest(server_name=server), timeout=WAIT_S
             )
@@ -46,14 +59,41 @@ async def _ask(config: Config, action: str, server: str) -> int:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise CommandError(f"no federation service runs with {config.data_dir}") from error
             raise CommandError(str(matrix_error_from(error))) from error
-    print("\n".join(table(list(listed.destinations), time.time_ns() // 1_000_000)))
+    print("\n".join(table(list(listed.destinations), _now_ms())))
     return 0
 
 
 def table(destinations: list[pb.Destination], now_ms: int) -> list[str]:
     """Return the lines of the table; times as seen from `now_ms` (milliseconds since 1970)."""
-    rows = [_HEADER, *(_row(destination, now_ms) for destination in destinations)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
+    return _lines([_HEADER, *(_row(destination, now_ms) for destination in destinations)])
+
+
+def table_of_joins(joins: list[pb.Join], now_ms: int) -> list[str]:
+    """Return the lines of the table of joins; times as seen from `now_ms` (milliseconds since 1970)."""
+    return _lines(
+        [
+            _JOINS_HEADER,
+            *(
+                (
+                    join.user_id,
+                    join.room_id,
+                    join.resident,
+                    _JOIN_STATES.get(join.state, "?"),
+                    _ago(join.created_ms, now_ms),
+                    join.error,
+                )
+                for join in joins
+            ),
+        ]
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _lines(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [
         "  ".join(
             [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]

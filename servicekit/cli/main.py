@@ -65,7 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
         alone = commands.add_parser(service, parents=[common], help=f"run the service {service} alone")
         if service == "federation":
             alone.add_argument(
-                "action", nargs="?", choices=("status", "reset"), help="instead: ask the one that runs"
+                "action",
+                nargs="?",
+                choices=("status", "joins", "reset"),
+                help="instead: ask the one that runs",
             )
             alone.add_argument("server", nargs="?", help="status of this server only; reset: try it now")
     serve = commands.add_parser("serve", parents=[common])  # what `arbor run` starts

@@ -1,7 +1,6 @@
 """A join of a room on another server is finished, whatever process dies in the middle of it."""
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from tests.support.evil_peer import Answer, Asked, EvilPeer
 from tests.support.federation import federated_arbor
 from tests.support.matrix_client import ClientError, MatrixClient
-from tests.support.resident import ResidentRoom
+from tests.support.resident import ResidentRoom, join_patiently
 from tests.support.tls_ca import TestCa
 
 pytestmark = pytest.mark.timeout(180)
@@ -27,21 +26,6 @@ FAULTS = (
     "roomserver.import_part",
     "roomserver.import_commit",
 )
-
-
-async def join_patiently(client: MatrixClient, room_id: str, via: str, timeout_s: float = 90) -> Any:
-    """Ask again as long as the server is not able to answer."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return await client.post(f"/join/{room_id}?via={via}")
-        except ClientError as error:
-            if error.status < 500 or time.monotonic() > deadline:
-                raise
-        except aiohttp.ClientError:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.5)
 
 
 async def joined_members(client: MatrixClient, room_id: str) -> set[str]:
@@ -111,9 +95,7 @@ async def test_who_leaves_while_joining_has_left(tmp_path: Path, session: aiohtt
         try:
             alice = await server.register(session, "alice")
             async with asyncio.TaskGroup() as group:
-                joining = group.create_task(
-                    outcome_of(alice.post(f"/join/{room.room_id}?via={peer.server_name}"))
-                )
+                joining = group.create_task(outcome_of(join_patiently(alice, room.room_id, peer.server_name)))
                 await taken.wait()
                 await alice.post(f"/rooms/{room.room_id}/leave")
                 assert await joining == (403, "M_FORBIDDEN")

@@ -4,9 +4,11 @@ The room is made by hand and not by `tests.support.rooms`, which keeps the state
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import aiohttp
 import orjson
 
 from matrixlib.event_builder import build_event
@@ -14,6 +16,7 @@ from matrixlib.events import Event, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import ROOM_VERSIONS
 from tests.support.evil_peer import Answer, Asked, EvilPeer
+from tests.support.matrix_client import ClientError, MatrixClient
 
 
 class ResidentRoom:
@@ -110,3 +113,52 @@ class ResidentRoom:
     def _send_leave(self, request: Asked) -> Any:
         self.leaves.append(parse_event(request.content, self.version))
         return {}
+
+
+async def join_patiently(client: MatrixClient, room_id: str, via: str, timeout_s: float = 90) -> Any:
+    """Ask again as long as the server is not able to answer."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await client.post(f"/join/{room_id}?via={via}")
+        except ClientError as error:
+            if error.status < 500 or time.monotonic() > deadline:
+                raise
+        except aiohttp.ClientError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.5)
+
+
+async def join_through(
+    through: str, peer: EvilPeer, room: ResidentRoom, user_id: str, query: str = ""
+) -> dict[str, Any]:
+    """Have a user of another scripted server join by way of a server that is in the room.
+
+    Returns send_join's answer.
+    """
+    path = f"/_matrix/federation/v1/make_join/{room.room_id}/{user_id}?ver={room.version.identifier}"
+    status, answer = await peer.ask("GET", f"https://{through}", path, through)
+    if status != 200:
+        raise RuntimeError(f"make_join: {status} {answer}")
+    template = answer["event"]
+    event = build_event(
+        room.version,
+        room_id=room.room_id,
+        sender=user_id,
+        type="m.room.member",
+        content=template["content"],
+        state_key=user_id,
+        prev_events=template["prev_events"],
+        auth_event_ids=template["auth_events"],
+        depth=template["depth"],
+        origin_server_ts=template["origin_server_ts"],
+        server_name=peer.server_name,
+        signing_key=peer.key,
+    )
+    path = f"/_matrix/federation/v2/send_join/{room.room_id}/{event.event_id}{query}"
+    status, answer = await peer.ask("PUT", f"https://{through}", path, through, event.pdu)
+    if status != 200:
+        raise RuntimeError(f"send_join: {status} {answer}")
+    parsed: dict[str, Any] = answer
+    return parsed

@@ -56,6 +56,38 @@ DESTINATION_STATE_CATCHING_UP: DestinationState.ValueType  # 4
 """It was away for long, and is told the newest of each room."""
 Global___DestinationState: _TypeAlias = DestinationState  # noqa: Y015
 
+class _JoinState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JoinStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JoinState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOIN_STATE_UNSPECIFIED: _JoinState.ValueType  # 0
+    """Never sent."""
+    JOIN_STATE_SENT: _JoinState.ValueType  # 1
+    """The join is on its way to a server that is in the room."""
+    JOIN_STATE_IMPORTING: _JoinState.ValueType  # 2
+    """The server took it; the room's state is here, and is checked and imported."""
+    JOIN_STATE_DONE: _JoinState.ValueType  # 3
+    """The user is in the room."""
+    JOIN_STATE_FAILED: _JoinState.ValueType  # 4
+    """It came to nothing, or the user left before it was done."""
+
+class JoinState(_JoinState, metaclass=_JoinStateEnumTypeWrapper):
+    """How far a join of a room of other servers is."""
+
+JOIN_STATE_UNSPECIFIED: JoinState.ValueType  # 0
+"""Never sent."""
+JOIN_STATE_SENT: JoinState.ValueType  # 1
+"""The join is on its way to a server that is in the room."""
+JOIN_STATE_IMPORTING: JoinState.ValueType  # 2
+"""The server took it; the room's state is here, and is checked and imported."""
+JOIN_STATE_DONE: JoinState.ValueType  # 3
+"""The user is in the room."""
+JOIN_STATE_FAILED: JoinState.ValueType  # 4
+"""It came to nothing, or the user left before it was done."""
+Global___JoinState: _TypeAlias = JoinState  # noqa: Y015
+
 @_typing.final
 class JoinRoomRequest(_message.Message):
     """Asks to join a room."""
@@ -967,6 +999,89 @@ class ListDestinationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDestinationsResponse: _TypeAlias = ListDestinationsResponse  # noqa: Y015
+
+@_typing.final
+class ListJoinsRequest(_message.Message):
+    """Asks for joins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJoinsRequest: _TypeAlias = ListJoinsRequest  # noqa: Y015
+
+@_typing.final
+class Join(_message.Message):
+    """A join of a room of other servers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ROOM_ID_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Who joins."""
+    room_id: _builtins.str
+    """The room."""
+    resident: _builtins.str
+    """The server that lets the user in."""
+    state: Global___JoinState.ValueType
+    """How far it is."""
+    created_ms: _builtins.int
+    """When it began, in milliseconds since 1970."""
+    error: _builtins.str
+    """Why it came to nothing. Empty: it did not."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        room_id: _builtins.str = ...,
+        resident: _builtins.str = ...,
+        state: Global___JoinState.ValueType = ...,
+        created_ms: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "error", b"error", "resident", b"resident", "room_id", b"room_id", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Join: _TypeAlias = Join  # noqa: Y015
+
+@_typing.final
+class ListJoinsResponse(_message.Message):
+    """Joins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def joins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Join]:
+        """The newest first, at most 200; all that are being worked at come before those that ended."""
+
+    def __init__(
+        self,
+        *,
+        joins: _abc.Iterable[Global___Join] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joins", b"joins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJoinsResponse: _TypeAlias = ListJoinsResponse  # noqa: Y015
 
 @_typing.final
 class ResetDestinationRequest(_message.Message):

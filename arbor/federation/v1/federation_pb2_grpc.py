@@ -105,6 +105,11 @@ class FederationServiceStub:
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsRequest.SerializeToString,
                 response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsResponse.FromString,
                 _registered_method=True)
+        self.ListJoins = channel.unary_unary(
+                '/arbor.federation.v1.FederationService/ListJoins',
+                request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsRequest.SerializeToString,
+                response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsResponse.FromString,
+                _registered_method=True)
         self.ResetDestination = channel.unary_unary(
                 '/arbor.federation.v1.FederationService/ResetDestination',
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ResetDestinationRequest.SerializeToString,
@@ -214,6 +219,13 @@ class FederationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJoins(self, request, context):
+        """Joins of rooms of other servers: those being worked at, and the last ones that ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResetDestination(self, request, context):
         """Forgets a destination's failures and tries it now.
         """
@@ -293,6 +305,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.ListDestinations,
                     request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsRequest.FromString,
                     response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsResponse.SerializeToString,
+            ),
+            'ListJoins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoins,
+                    request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsRequest.FromString,
+                    response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsResponse.SerializeToString,
             ),
             'ResetDestination': grpc.unary_unary_rpc_method_handler(
                     servicer.ResetDestination,
@@ -679,6 +696,33 @@ class FederationService:
             '/arbor.federation.v1.FederationService/ListDestinations',
             arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsRequest.SerializeToString,
             arbor_dot_federation_dot_v1_dot_federation__pb2.ListDestinationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.federation.v1.FederationService/ListJoins',
+            arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsRequest.SerializeToString,
+            arbor_dot_federation_dot_v1_dot_federation__pb2.ListJoinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,8 @@ class FederationServiceStub:
     """Signing keys of servers."""
     ListDestinations: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ListDestinationsRequest, _federation_pb2.ListDestinationsResponse]
     """Every destination, its lag, its last error and the next try."""
+    ListJoins: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ListJoinsRequest, _federation_pb2.ListJoinsResponse]
+    """Joins of rooms of other servers: those being worked at, and the last ones that ended."""
     ResetDestination: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ResetDestinationRequest, _federation_pb2.ResetDestinationResponse]
     """Forgets a destination's failures and tries it now."""
 
@@ -101,6 +103,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Signing keys of servers."""
     ListDestinations: _aio.UnaryUnaryMultiCallable[_federation_pb2.ListDestinationsRequest, _federation_pb2.ListDestinationsResponse]  # type: ignore[assignment]
     """Every destination, its lag, its last error and the next try."""
+    ListJoins: _aio.UnaryUnaryMultiCallable[_federation_pb2.ListJoinsRequest, _federation_pb2.ListJoinsResponse]  # type: ignore[assignment]
+    """Joins of rooms of other servers: those being worked at, and the last ones that ended."""
     ResetDestination: _aio.UnaryUnaryMultiCallable[_federation_pb2.ResetDestinationRequest, _federation_pb2.ResetDestinationResponse]  # type: ignore[assignment]
     """Forgets a destination's failures and tries it now."""
 
@@ -218,6 +222,14 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ListDestinationsResponse, _abc.Awaitable[_federation_pb2.ListDestinationsResponse]]:
         """Every destination, its lag, its last error and the next try."""
+
+    @_abc_1.abstractmethod
+    def ListJoins(
+        self,
+        request: _federation_pb2.ListJoinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.ListJoinsResponse, _abc.Awaitable[_federation_pb2.ListJoinsResponse]]:
+        """Joins of rooms of other servers: those being worked at, and the last ones that ended."""
 
     @_abc_1.abstractmethod
     def ResetDestination(

@@ -92,7 +92,7 @@ def events_of(answer: dict[str, Any], part: str, join: Event) -> dict[str, Event
     return {event.event_id: event for event in events}
 
 
-def members_of(events: dict[str, Event]) -> list[str | None]:
+def members_of(events: dict[str, Event]) -> list[str]:
     return sorted(str(event.state_key) for event in events.values() if event.type == "m.room.member")
 
 
