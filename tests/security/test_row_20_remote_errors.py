@@ -3,8 +3,11 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import orjson
 import pytest
 
+from federation.outbound.errors import RemoteError
+from matrixlib.identifiers import is_valid_server_name, parse_room_id
 from servicekit.errors import MatrixError
 from tests.support.evil_peer import Answer, EvilPeer
 from tests.support.federation_alone import FederationAlone
@@ -73,3 +76,67 @@ async def test_a_server_out_of_reach_is_a_502(world: tuple[EvilPeer, FederationA
     with pytest.raises(MatrixError) as raised:
         await us.parts.joins.join(us.user("alice"), "!r:x.example", ["localhost:1"], {})
     assert (raised.value.http_status, raised.value.errcode) == (502, "M_UNKNOWN")
+
+
+ODD: list[object] = [
+    [],
+    7,
+    None,
+    {"device_keys": []},
+    {"device_keys": {"@x:y": 7}, "master_keys": 5, "self_signing_keys": [1]},
+    {"one_time_keys": []},
+    {"one_time_keys": {"@stranger:elsewhere.example": {"D": {}}}},
+    {"displayname": {}, "avatar_url": 7},
+    {"room_id": 7, "servers": ["", 7, None, "not a name"]},
+    {"room_id": "!x:y.example", "servers": "localhost"},
+    {"chunk": [7, {}, {"room_id": "x"}, {"room_id": "!r:x.example", "num_joined_members": "5"}]},
+    {"chunk": [], "next_batch": 7, "total_room_count_estimate": 1.0},
+    {"room": {"room_id": "!other:x.example", "num_joined_members": 1}},
+    {"room": {"room_id": "!r:x.example", "num_joined_members": 1}, "children": [7, {"room_id": 5}]},
+]
+
+
+@pytest.mark.parametrize("answer", ODD)
+@pytest.mark.parametrize(
+    "question", ["alias", "profile", "public_rooms", "hierarchy", "user_keys", "claim_keys", "exchange"]
+)
+async def test_answers_of_any_form_are_refused_or_cut_to_what_they_may_say(
+    world: tuple[EvilPeer, FederationAlone], question: str, answer: object
+) -> None:
+    peer, us = world
+    for endpoint in ("query", "publicRooms", "hierarchy", "user", "exchange_third_party_invite"):
+        peer.answer(endpoint, lambda _: Answer(body=orjson.dumps(answer)))
+    queries, server = us.parts.servicer._queries, peer.server_name
+    eve, alice = f"@eve:{server}", us.user("alice")
+    try:
+        match question:
+            case "alias":
+                room_id, servers = await queries.alias(f"#room:{server}")
+                assert parse_room_id(room_id)
+                assert all(is_valid_server_name(name) for name in servers)
+            case "profile":
+                found = await queries.profile(eve, "")
+                assert found is None or all(isinstance(found.get(k, ""), str) for k in ("displayname",))
+            case "public_rooms":
+                page = await queries.public_rooms(server, {})
+                assert page["chunk"] == []
+                assert isinstance(page.get("next_batch", ""), str)
+            case "hierarchy":
+                level = await queries.hierarchy("!r:x.example", [server], False)
+                assert level["room"]["room_id"] == "!r:x.example"
+                assert level["children"] == []
+            case "user_keys":
+                for keys in (await queries.user_keys([eve], 5))[0]:
+                    assert all(set(of_kind) <= {eve} for of_kind in keys.values())
+            case "claim_keys":
+                claimed, _ = await queries.claim_keys({eve: {"D": "signed_curve25519"}}, 5)
+                assert set(claimed) <= {eve}
+            case _:
+                signed = {"mxid": alice, "token": "t", "signatures": {}}
+                invite = {"mxid": alice, "room_id": "!r:x.example", "sender": eve, "signed": signed}
+                body = {"medium": "email", "address": "a@b.c", "mxid": alice, "invites": [invite]}
+                path = "/_matrix/federation/v1/3pid/onbind"
+                status, _ = await peer.ask("PUT", us.base_url, path, None, body, signed=False)
+                assert status in (200, 502)
+    except (MatrixError, RemoteError):
+        pass  # refused, by an error that callers know
