@@ -107,6 +107,10 @@ class KeyRing:
         keys = await self._load(server_name)
         return {at_ms: _usable(keys, wanted, at_ms, enforce_validity) for at_ms in times_ms}
 
+    async def knows(self, server_name: str) -> bool:
+        """Whether keys of a server are here, ours among them: nothing is fetched."""
+        return server_name in self._own.signing or bool(await self._load(server_name))
+
     async def all_keys(self, server_name: str) -> list[KeyRow]:
         """Return every key known of a server, fetched if there is none."""
         keys = await self._load(server_name)

@@ -1,5 +1,6 @@
 """Row 34: which keys are believed, for what and for how long."""
 
+import asyncio
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from federation.http.authentication import MAX_STRANGERS
 from federation.keys.remote import MAX_VALIDITY_MS, KeyObjectError, is_usable, read_key_object
 from federation.storage.keys import KeyRow
 from matrixlib.hashes import encode_base64
@@ -20,6 +22,7 @@ from matrixlib.signing import (
 from servicekit.config import load_config
 from servicekit.keys import load_old_keys, load_signing_key, rotate_signing_key
 from tests.support.evil_peer import Answer, EvilPeer
+from tests.support.federation import until
 from tests.support.federation_alone import FederationAlone
 from tests.support.tls_ca import TestCa
 
@@ -122,7 +125,7 @@ def test_the_key_file_is_made_for_its_owner_and_rotated(tmp_path: Path) -> None:
 async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, EvilPeer, FederationAlone]]:
     ca = TestCa(tmp_path / "ca")
     async with EvilPeer(ca) as peer, EvilPeer(ca) as notary:
-        settings = {"federation.key_servers": [notary.server_name]}
+        settings: dict[str, Any] = {"federation.key_servers": [notary.server_name]}
         async with FederationAlone(tmp_path, ca, **settings) as us:
             yield peer, notary, us
 
@@ -147,6 +150,38 @@ async def test_an_unknown_key_is_not_asked_for_again_and_again(
         )
         assert keys == {}
     assert len(peer.asked("server")) == 1
+
+
+async def test_claims_to_be_servers_never_met_do_not_fill_the_asking_for_keys(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone],
+) -> None:
+    peer, known, us = world
+    path = f"/_matrix/federation/v1/query/profile?user_id=@nobody:{us.server_name}"
+    assert (await known.ask("GET", us.base_url, path, us.server_name))[0] == 404
+    silent = asyncio.Event()
+
+    async def say_nothing(_server_name: str) -> list[KeyRow]:
+        await silent.wait()
+        return []
+
+    us.parts.ring._fetch = say_nothing  # type: ignore[method-assign]
+    names = [f"{number}.example" for number in range(15)]
+
+    async def claim(name: str) -> int:
+        status, _ = await peer.ask("GET", us.base_url, path, us.server_name, origin=name)
+        return status
+
+    async with asyncio.TaskGroup() as group:
+        claims = [group.create_task(claim(name)) for name in names]
+
+        async def refused() -> bool:
+            return sum(task.done() and task.result() == 429 for task in claims) == len(names) - MAX_STRANGERS
+
+        await until(refused, "all but a few are turned away")
+        # Whom we know is answered meanwhile.
+        assert (await known.ask("GET", us.base_url, path, us.server_name))[0] == 404
+        silent.set()
+    assert sorted(task.result() for task in claims)[:MAX_STRANGERS] == [401] * MAX_STRANGERS
 
 
 async def test_a_notary_is_believed_only_with_both_signatures(
