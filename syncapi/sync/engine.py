@@ -217,7 +217,12 @@ class SyncEngine:
             self._filling = filling
         try:
             loaded = await self._reads.read(
-                self._database, from_database.load_answer, request, reader, self._typing(request, reader)
+                self._database,
+                from_database.load_answer,
+                request,
+                reader,
+                self._typing(request, reader),
+                from_window.known_summaries(self._window, request.user_id),
             )
             if reader.filter.federation_format:
                 loaded = await self._with_pdus(request, reader)

@@ -56,16 +56,21 @@ def load_answer(
     request: SyncRequest,
     reader: Reader,
     typing: Mapping[str, bytes],
+    known: tuple[int, Mapping[str, SummaryParts]] = (0, {}),
 ) -> DatabaseAnswer:
     """Make the answer to a request.
 
     Args:
         typing: rooms whose `m.typing` is new to the client -> the event.
+        known: what rooms' summaries are made of at a sequence; used if it is the snapshot's.
     """
     epoch, sequence = accounts.load_position(connection)
     since = request.since.position if request.since is not None else None
     result = DatabaseAnswer(Answer(), epoch, sequence)
-    _Builder(connection, request, reader, typing, result, since, last_position(sequence)).build()
+    builder = _Builder(connection, request, reader, typing, result, since, last_position(sequence))
+    if known[0] == sequence:
+        builder.summaries = known[1]
+    builder.build()
     return result
 
 
@@ -90,6 +95,7 @@ class _Builder:
         self.through = through
         self.source = DatabaseSource(connection)
         self.room_data: dict[str, list[bytes]] = {}
+        self.summaries: Mapping[str, SummaryParts] = {}
         self.threaded: set[str] = set()
         self.told_anew: set[str] = set()
 
@@ -288,7 +294,7 @@ class _Builder:
         full = since is None or request.full_state
         changes = [] if full or since is None else self.source.changes(row.room_id, since, self.through)
         if full or any(event.type in SUMMARY_TYPES for event in changes):
-            parts = load_parts(self.connection, row.room_id, self.through)
+            parts = self.summaries.get(row.room_id) or load_parts(self.connection, row.room_id, self.through)
             self.result.summaries[row.room_id] = parts
             summary, heroes = make_summary(parts, room, reader.user_id)
         chosen = select_state(

@@ -85,6 +85,17 @@ class _WindowSource:
         return found
 
 
+def known_summaries(window: Window, user_id: str) -> tuple[int, dict[str, SummaryParts]]:
+    """Return what the summaries of a user's rooms are made of, as far as it is known, and at which sequence."""
+    view = window.users.get(user_id)
+    if view is None or not window.valid:
+        return 0, {}
+    found = {room_id: window.rooms[room_id].rendered.get(SUMMARY) for room_id in view.joined}
+    return window.sequence, {
+        room_id: parts for room_id, parts in found.items() if isinstance(parts, SummaryParts)
+    }
+
+
 def make_answer(
     window: Window, request: SyncRequest, reader: Reader, typing: Mapping[str, bytes]
 ) -> Answer | None:
