@@ -34,10 +34,14 @@ class Past:
 
     def membership_at(self, position: int) -> str:
         """Return the membership after what happened up to a position."""
-        for since, until, membership in reversed(self.spans):
-            if since <= position < until:
-                return membership
-        return "leave"
+        return self.span_at(position)[2]
+
+    def span_at(self, position: int) -> tuple[int, int, str]:
+        """Return a stretch (since, until, membership) around a position in which the membership stays."""
+        for span in reversed(self.spans):
+            if span[0] <= position < span[1]:
+                return span
+        return position, position + 1, "leave"
 
     def joined_after(self, position: int) -> bool:
         """Whether the user is joined, or was, at any time after a position."""
