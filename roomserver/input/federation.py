@@ -324,7 +324,9 @@ def wake_waiters(batch: Batch, work: RoomWork, event_ids: list[str]) -> None:
                 judged = judge_event(batch, work, event, kept.origin_server, [])
             if judged.row is not None:
                 todo.append(event_id)
-            elif judged.code != Code.VERDICT_CODE_WAITING:
+            # What is here already waits no longer; else two of these could wake each other for ever.
+            done = judged.row is None or judged.code == Code.VERDICT_CODE_DUPLICATE
+            if done and judged.code != Code.VERDICT_CODE_WAITING:
                 waiting.delete_waiting(batch.conn, event_id)
 
 

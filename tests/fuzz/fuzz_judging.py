@@ -4,7 +4,7 @@
 
 Random rooms are told in random order, with events whose content, references, state keys and types were changed,
 through every way in: received, with a told state, as history, as outliers, in an import. Whatever comes, each
-entry gets a verdict, nothing ends among the dead letters, no room is quarantined, and the room goes on. Every
+entry gets a verdict, nothing ends among the dead letters, no room is quarantined, nothing refers to another room. Every
 tenth event is explained. Everything is decided by the seed, which a failure prints.
 """
 
@@ -16,16 +16,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, VerdictCode
 from matrixlib.events import Event, EventFormatError
 from matrixlib.room_versions import ROOM_VERSIONS
 from roomserver.rpc import explain
 from roomserver.storage import dead_letters, rooms, staging
+from roomserver.storage.packing import unpack_ids
+from servicekit.database.raw import Sql
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.random_rooms import USERS, random_room
 from tests.support.rooms import Room, sign_for_all
 
 SERVERS = ("a.example",)
+_LINKS = Sql("SELECT nid, room_nid, prev, auth FROM event")
+_HEADS = Sql("SELECT nid, heads FROM room")
+_CURRENT = Sql("SELECT room_nid, event_nid FROM current_state")
 NASTY: list[Any] = [
     None,
     True,
@@ -124,9 +131,23 @@ def run_one(seed: int) -> int:
             assert bench.database.read_sync(dead_letters.load_dead_letters) == []
             rows = bench.database.read_sync(rooms.load_rooms, [room_id])
             assert not any(row.quarantined_ms for row in rows.values())
+            bench.database.read_sync(check_rooms_apart)
             return judged
         finally:
             bench.close()
+
+
+def check_rooms_apart(conn: Connection) -> None:
+    """Nothing of a room refers to an event of another."""
+    rows = _LINKS.rows(conn)
+    room_of = {nid: room_nid for nid, room_nid, _, _ in rows}
+    for nid, room_nid, prev, auth in rows:
+        for link in (*unpack_ids(prev), *unpack_ids(auth)):
+            assert room_of[link] == room_nid, (nid, link)
+    for room_nid, heads in _HEADS.rows(conn):
+        assert {room_of[nid] for nid in unpack_ids(heads)} <= {room_nid}
+    for room_nid, event_nid in _CURRENT.rows(conn):
+        assert room_of[event_nid] == room_nid
 
 
 def begin_by_import(rng: random.Random, bench: JudgeBench, room: Room, other: Room) -> int:

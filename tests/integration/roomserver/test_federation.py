@@ -13,7 +13,7 @@ from matrixlib.events import Event
 from roomserver import metrics
 from roomserver.rpc import explain, exports, reads
 from roomserver.storage import events as event_rows
-from roomserver.storage import garbage, staging
+from roomserver.storage import garbage, staging, waiting
 from roomserver.storage.tables import metadata
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, DAVE, Room
@@ -62,6 +62,30 @@ def test_what_is_missing_is_waited_for(bench: JudgeBench) -> None:
         third.event_id,
     ]
     assert bench.submit(foreign(room_id, [third]))[0].code == CODE.VERDICT_CODE_DUPLICATE
+
+
+@pytest.mark.timeout(30)
+def test_events_that_are_here_do_not_wake_each_other_for_ever(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    here = [room.send(BOB, "m.room.message", {"body": str(n)}) for n in range(2)]
+    bench.submit(*[foreign(room_id, [event]) for event in here])
+    third = room.send(BOB, "m.room.message", {"body": "third"})
+
+    def wait(conn: Connection) -> None:
+        # As it is when an event that waits comes another way, by an import say.
+        for event, missing in zip(
+            here, ([here[1].event_id, third.event_id], [here[0].event_id]), strict=True
+        ):
+            item = waiting.WaitingEvent(
+                event.event_id, room_id, HISTORY, "b.example", "10", event.pdu_json, 1
+            )
+            waiting.store_waiting(conn, item, missing)
+
+    bench.database.write_sync(wait)
+    bench.memory.clear()
+    assert bench.submit(foreign(room_id, [third]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    left = [event.event_id for event in here]
+    assert bench.database.read_sync(waiting.load_waiting, left) == {}
 
 
 def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
