@@ -6,7 +6,7 @@ will do it; the first offender's error is the answer, and nothing of the room re
 
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -149,7 +149,7 @@ class RoomCreator:
         for invitee in room.invitees:
             self._memberships.check_invitable(invitee)
         elsewhere = [user for user in room.invitees if not self._config.is_local(server_name_of(user))]
-        profiles, blocking = await self._db.read(_load_invited, [room.creator, *room.invitees])
+        profiles, blocking = await self._db.read(_load_people, room.creator, room.invitees)
         for invitee in room.invitees:
             if invitee in blocking:
                 raise invite_blocked(invitee)
@@ -290,9 +290,11 @@ def _power_levels(room: NewRoom, version: RoomVersion) -> dict[str, Any]:
     }
 
 
-def _load_invited(conn: Connection, user_ids: list[str]) -> tuple[dict[str, dict[str, str]], set[str]]:
-    profiles = {user_id: load_member_profile(conn, user_id) for user_id in user_ids}
-    return profiles, load_who_blocks_invites(conn, user_ids)
+def _load_people(
+    conn: Connection, creator: str, invitees: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], set[str]]:
+    profiles = {user_id: load_member_profile(conn, user_id) for user_id in (creator, *invitees)}
+    return profiles, load_who_blocks_invites(conn, list(invitees)) if invitees else set()
 
 
 def _invalid(reason: str) -> MatrixError:

@@ -27,6 +27,7 @@ MAX_ROOMS_ALONE = 50_000
 _TOLD_PLACEMENTS = (output_pb2.PLACEMENT_TIMELINE, output_pb2.PLACEMENT_HIDDEN)
 _MEMBER = "m.room.member"
 _ACL = "m.room.server_acl"
+_CREATE = "m.room.create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +212,14 @@ class OutputHandler:
         heard: Heard,
     ) -> None:
         if event.participation_began:
-            self._ask_for_servers(conn, room_id, position, heard)
+            if event.type == _CREATE and self._is_ours(event.sender):
+                # Made here: nobody else is in it, and whoever comes in is told of from here on.
+                self._alone.add(room_id)
+            else:
+                self._ask_for_servers(conn, room_id, position, heard)
         for server_name in event.servers_joined:
             if not self._is_local(server_name):
+                self._alone.discard(room_id)
                 outgoing.note_joined(conn, room_id, server_name, position)
         for server_name in event.servers_left:
             outgoing.note_left(conn, room_id, server_name, position)
@@ -230,7 +236,7 @@ class OutputHandler:
         if event.placement not in _TOLD_PLACEMENTS or event.participation_began:
             return
         also = self._also(event)
-        if room_id in self._alone and room_id not in heard.changed_rooms and not also:
+        if room_id in self._alone and not also:
             return
         if ours or event.event_id in relayed:
             heard.events.append(
@@ -259,6 +265,7 @@ class OutputHandler:
         return server_name_of(event.state_key) if was_asked else ""
 
     def _ask_for_servers(self, conn: Connection, room_id: str, position: int, heard: Heard) -> None:
+        self._alone.discard(room_id)
         outgoing.note_joined(conn, room_id, UNKNOWN, position)
         heard.unknown_rooms = True
         heard.changed_rooms.add(room_id)

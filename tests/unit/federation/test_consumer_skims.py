@@ -93,6 +93,24 @@ def test_events_are_stored_again_once_another_server_is_there(
     assert handler.skim([told(6)]) is not None
 
 
+def test_nobody_is_asked_about_a_room_made_here(conn: Connection, handler: OutputHandler) -> None:
+    create = told(1, type="m.room.create", participation_began=True)
+    heard = handler.apply_batch(conn, [create, told(2, servers_joined=["us.example"]), told(3)])
+    assert not heard.unknown_rooms
+    assert heard.events == [], "nobody to tell"
+    assert handler.skim([told(4)]) is not None
+    heard = handler.apply_batch(conn, [told(5, servers_joined=[PEER]), told(6)])
+    assert [event.event_id for event in heard.events] == ["$5", "$6"]
+
+
+def test_servers_of_a_room_made_elsewhere_are_asked_for(conn: Connection, handler: OutputHandler) -> None:
+    create = told(1, sender="@b:peer.example", type="m.room.create", participation_began=True)
+    assert handler.apply_batch(conn, [create]).unknown_rooms
+    assert handler.apply_batch(conn, [told(2, participation_began=True)]).unknown_rooms
+    heard = handler.apply_batch(conn, [told(3)])
+    assert [event.event_id for event in heard.events] == ["$3"], "kept until it is known who is there"
+
+
 def test_nothing_is_passed_over_while_an_event_is_wanted(conn: Connection, handler: OutputHandler) -> None:
     handler.apply_batch(conn, [told(1)])
     missing = output_pb2.RoomMissing(waiting_event_id="$3", missing_event_ids=["$gone"], origin_server=PEER)
