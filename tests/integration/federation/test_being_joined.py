@@ -166,3 +166,37 @@ async def test_all_members_are_told_to_who_does_not_say_so(world: World) -> None
     assert (status, answer[0], answer[1]["members_omitted"]) == (200, 200, False)
     assert members_of(events_of(answer[1], "state", join)) == sorted([*users, eve])
     assert set(answer[1]["servers_in_room"]) == {world.us, world.peer.server_name}
+
+
+def rebuilt(world: World, event: Event, **changes: Any) -> Event:
+    """An event of the peer's once more, in parts another one."""
+    parts: dict[str, Any] = {
+        "room_id": event.room_id,
+        "sender": event.sender,
+        "type": event.type,
+        "content": event.content,
+        "state_key": event.state_key,
+        "prev_events": event.pdu["prev_events"],
+        "auth_event_ids": event.auth_event_ids,
+        "depth": event.depth,
+        "origin_server_ts": event.origin_server_ts,
+        "server_name": world.peer.server_name,
+        "signing_key": world.peer.key,
+    }
+    return build_event(event.room_version, **{**parts, **changes})
+
+
+async def test_a_refused_join_is_refused_again(world: World) -> None:
+    room_id = await world.room(name="With a name")
+    eve = f"@eve:{world.peer.server_name}"
+    join = await world.join_event(room_id, eve)
+    await world.users[0].post(f"/rooms/{room_id}/ban", {"user_id": eve})
+    # Allowed by what it was made from, not by what the room is now.
+    for _ in range(2):
+        status, answer = await world.send_join(join)
+        assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), answer
+    # Not allowed by its own auth events.
+    forged = rebuilt(world, join, auth_event_ids=join.auth_event_ids[:1], depth=join.depth + 1)
+    for _ in range(2):
+        status, answer = await world.send_join(forged)
+        assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), answer
