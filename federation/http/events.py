@@ -106,7 +106,9 @@ class EventRoutes:
         wanted = request.query_all("v")[:MAX_BACKFILL_FROM]
         if not wanted:
             raise missing_param("The query parameter v is missing")
-        limit = request.query_int("limit", MAX_BACKFILL, minimum=0, maximum=MAX_BACKFILL)
+        if "limit" not in request.query:
+            raise missing_param("The query parameter limit is missing")
+        limit = request.query_int("limit", MAX_BACKFILL, minimum=1, maximum=MAX_BACKFILL)
         known = await self._rooms.events(wanted, room_id)
         history = await self._rooms.history(room_id, [item.event.event_id for item in known], limit)
         served = [item for item in history.events if item.status in _SERVED]
@@ -139,11 +141,12 @@ class EventRoutes:
         """GET /timestamp_to_event/{roomId}."""
         room_id = request.path_params["room_id"]
         await self._rooms.require_member(room_id, caller.origin)
-        direction = request.query.get("dir")
+        for name in ("ts", "dir"):
+            if name not in request.query:
+                raise missing_param(f"The query parameter {name} is missing")
+        direction = request.query["dir"]
         if direction not in ("f", "b"):
             raise invalid_param("dir must be f or b")
-        if "ts" not in request.query:
-            raise missing_param("ts is missing")
         at_ms = request.query_int("ts", 0)
         found = await self._rooms.history(
             room_id, [], 1, nearest_to_ms=max(at_ms, 1), backwards=direction == "b"

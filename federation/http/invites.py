@@ -17,7 +17,7 @@ from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import is_valid_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.signing import SigningKey, sign_event
-from servicekit.errors import MatrixError, forbidden, invalid_param, missing_param
+from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param
 from servicekit.http import Request, Response, json_response
 
 
@@ -85,7 +85,7 @@ class InviteRoutes:
         # The sender's signature; ours is not there yet and is not demanded of an invite.
         checked = await self._checker.check_one(event.pdu, version, room_id=room_id)
         if not isinstance(checked, Event):
-            raise invalid_param(f"The invite does not pass the checks: {checked.reason}")
+            raise forbidden(f"The invite does not pass the checks: {checked.reason}")
         takes_invites = await self._users.takes_invites(target)
         if takes_invites is None:
             raise MatrixError("M_NOT_FOUND", 404, "There is no such user")
@@ -103,13 +103,13 @@ class InviteRoutes:
         try:
             event = parse_event(pdu, version)
         except EventFormatError as error:
-            raise invalid_param(f"Not an event of that room version: {error}") from None
+            raise bad_json(f"Not an event of that room version: {error}") from None
         if event.room_id != room_id or event.event_id != event_id:
             raise invalid_param("The event is not the one that the path names")
         if event.type != "m.room.member" or event.membership != "invite":
             raise invalid_param("Not an invite")
         if server_name_of(event.sender) != caller.origin:
-            raise invalid_param("The sender is not a user of the requesting server")
+            raise forbidden("The sender is not a user of the requesting server")
         if not is_valid_user_id(event.state_key) or server_name_of(event.state_key or "") not in self._keys:
             raise invalid_param("The invited user is not of this server")
         return event

@@ -27,10 +27,11 @@ from matrixlib.identifiers import IdentifierError, parse_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion
 from matrixlib.signing import SigningKey, sign_event
 from servicekit.database import Database
-from servicekit.errors import MatrixError, forbidden, invalid_param, not_found
+from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, not_found
 from servicekit.http import Request, Response, json_response
 
 MAX_PREV_EVENTS = 10
+_WAITING, _OUTLIER = query_pb2.EVENT_STATUS_WAITING, query_pb2.EVENT_STATUS_OUTLIER
 
 
 class MembershipRoutes:
@@ -212,7 +213,8 @@ class MembershipRoutes:
             event = await self._countersign(event, view)
         checked = await self._checker.check_one(event.pdu, view.version, room_id=room_id)
         if not isinstance(checked, Event):
-            raise invalid_param(f"The event does not pass the checks: {checked.reason}")
+            raise forbidden(f"The event does not pass the checks: {checked.reason}")
+        await self._require_known(checked)
         # First the note, for the sender to find when OUTPUT tells the event: we pass it on to the others.
         await self._database.write(note_relayed, checked.event_id, caller.origin, self._now_ms())
         verdict = await self._submitter.submit(room_id, federation_entry(checked, caller.origin))
@@ -221,6 +223,19 @@ class MembershipRoutes:
         if verdict.code == input_pb2.VERDICT_CODE_DUPLICATE:
             await self._require_accepted(checked)
         return checked
+
+    async def _require_known(self, event: Event) -> None:
+        """The events that it names are here: it can be judged now.
+
+        Otherwise it would wait in the room and might stand there later, though its server was told that it
+        does not.
+        """
+        named = {*event.prev_event_ids, *event.auth_event_ids}
+        found = await self._rooms.events(sorted(named), event.room_id)
+        known = {item.event.event_id: item.status for item in found if item.status != _WAITING}
+        outside = {event_id for event_id in event.prev_event_ids if known.get(event_id) == _OUTLIER}
+        if named - known.keys() or outside:
+            raise invalid_param("The event names events that are not known here")
 
     async def _require_accepted(self, event: Event) -> None:
         """An event that was here before: who was refused then gets nothing of the room by asking again."""
@@ -232,7 +247,7 @@ class MembershipRoutes:
         try:
             event = parse_event(caller.content, view.version)
         except EventFormatError as error:
-            raise invalid_param(f"Not an event of this room's version: {error}") from None
+            raise bad_json(f"Not an event of this room's version: {error}") from None
         if event.room_id != view.room_id:
             raise invalid_param("The event is of another room")
         if event.type != "m.room.member" or event.membership != membership:
@@ -240,7 +255,7 @@ class MembershipRoutes:
         if event.state_key != event.sender:
             raise invalid_param("The event is about somebody else than its sender")
         if server_name_of(event.sender) != caller.origin:
-            raise invalid_param("The sender is not a user of the requesting server")
+            raise forbidden("The sender is not a user of the requesting server")
         if membership == "knock" and not view.version.knocking:
             raise forbidden("Rooms of this version cannot be knocked on")
         return event

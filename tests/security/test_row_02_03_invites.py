@@ -59,7 +59,8 @@ async def test_a_right_invite_is_signed_and_told(
 
 async def refused(us: FederationAlone, answer: tuple[int, Any], errcode: str = "M_INVALID_PARAM") -> None:
     status, body = answer
-    assert (status, body["errcode"]) == (400, errcode), body
+    expected = 403 if errcode == "M_FORBIDDEN" else 400
+    assert (status, body["errcode"]) == (expected, errcode), body
     assert us.input.inputs == []
     assert "signatures" not in body
 
@@ -84,7 +85,7 @@ async def test_an_invite_of_nobody_here_or_by_somebody_else_is_not_signed(
     await refused(us, await invite_v2(peer, us, other, version="10"))
     foreign = Room("10", creator="@boss:elsewhere.example")
     invite = foreign.member(us.user("alice"), "invite", by=foreign.creator)
-    await refused(us, await invite_v2(peer, us, invite, version="10"))
+    await refused(us, await invite_v2(peer, us, invite, version="10"), "M_FORBIDDEN")
 
 
 async def test_a_forged_invite_is_not_signed(world: tuple[EvilPeer, FederationAlone]) -> None:
@@ -94,7 +95,21 @@ async def test_a_forged_invite_is_not_signed(world: tuple[EvilPeer, FederationAl
     forged = {**invite.pdu, "signatures": {peer.server_name: {peer.key.key_id: "A" * 86}}}
     path = f"/_matrix/federation/v2/invite/{invite.room_id}/{invite.event_id}"
     body = {"event": forged, "room_version": "10", "invite_room_state": []}
-    await refused(us, await peer.ask("PUT", us.base_url, path, us.server_name, body))
+    await refused(us, await peer.ask("PUT", us.base_url, path, us.server_name, body), "M_FORBIDDEN")
+
+
+@pytest.mark.parametrize("number", [1.5, 2**53])
+async def test_an_invite_that_is_no_event_of_its_room_version_is_bad_json(
+    world: tuple[EvilPeer, FederationAlone], number: float
+) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    path = f"/_matrix/federation/v2/invite/{invite.room_id}/{invite.event_id}"
+    event = {**invite.pdu, "content": {**invite.content, "number": number}}
+    body = {"event": event, "room_version": "10", "invite_room_state": []}
+    # The request is signed as the older room versions have it, in which such numbers may stand.
+    await refused(us, await peer.ask("PUT", us.base_url, path, us.server_name, body), "M_BAD_JSON")
 
 
 async def test_the_path_names_the_event(world: tuple[EvilPeer, FederationAlone]) -> None:
@@ -104,7 +119,7 @@ async def test_the_path_names_the_event(world: tuple[EvilPeer, FederationAlone])
     await refused(us, await invite_v2(peer, us, invite, version="10", room_id="!other:x.example"))
     await refused(us, await invite_v2(peer, us, invite, version="10", event_id="$" + "x" * 43))
     # Read as another room version it is another event.
-    await refused(us, await invite_v2(peer, us, invite, version="12"))
+    await refused(us, await invite_v2(peer, us, invite, version="12"), "M_BAD_JSON")
     await refused(
         us,
         await invite_v2(peer, us, invite, version="none"),
@@ -141,15 +156,28 @@ async def test_send_takes_only_the_event_of_the_path(
     ours.heads = heads
     body = event.pdu
     base = f"/_matrix/federation/{'v1' if membership == 'knock' else 'v2'}/send_{membership}"
-    for room_id, event_id in (
-        (other.create.room_id, event.event_id),
-        (event.room_id, "$" + "x" * 43),
+    for room_id, event_id, errcode in (
+        # Read as another room version it is no event.
+        (other.create.room_id, event.event_id, "M_BAD_JSON"),
+        (event.room_id, "$" + "x" * 43, "M_INVALID_PARAM"),
     ):
         status, answer = await peer.ask(
             "PUT", us.base_url, f"{base}/{room_id}/{event_id}", us.server_name, body
         )
-        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
+        assert (status, answer["errcode"]) == (400, errcode), answer
     assert us.input.inputs == []
+
+
+_REFUSALS = {
+    "a user of a third server": (403, "M_FORBIDDEN"),
+    "a user of ours": (403, "M_FORBIDDEN"),
+    "not signed": (403, "M_FORBIDDEN"),
+    "forged": (403, "M_FORBIDDEN"),
+    "signed by another": (403, "M_FORBIDDEN"),
+    "no object": (400, "M_BAD_JSON"),
+    "no event": (400, "M_BAD_JSON"),
+    "a fraction": (400, "M_BAD_JSON"),
+}
 
 
 @pytest.mark.parametrize(
@@ -182,12 +210,13 @@ async def test_send_takes_only_the_senders_own_membership(
         "signed by another": by_another,
         "no object": [right.pdu],
         "no event": {"membership": membership},
+        "a fraction": {**right.pdu, "content": {"membership": membership, "number": 1.5}},
     }
     for name, event in made.items():
         event_id, body = (event.event_id, event.pdu) if isinstance(event, Event) else (right.event_id, event)
         path = f"/_matrix/federation/{form}/send_{membership}/{room.create.room_id}/{event_id}"
         status, answer = await peer.ask("PUT", us.base_url, path, us.server_name, body)
-        assert (status, answer["errcode"]) in ((400, "M_INVALID_PARAM"), (400, "M_BAD_JSON")), (name, answer)
+        assert (status, answer["errcode"]) == _REFUSALS.get(name, (400, "M_INVALID_PARAM")), (name, answer)
         assert us.input.inputs == [], name
 
 

@@ -50,6 +50,26 @@ async def test_a_room_one_is_in_can_be_read(world: World) -> None:
     assert body["events"]
 
 
+async def test_parameters_that_are_missing_or_out_of_range_are_refused(world: World) -> None:
+    peer, us, shared, _ = world
+    room_id, head = shared.create.room_id, shared.heads[0]
+    for path, errcode in (
+        (f"/state/{room_id}", "M_MISSING_PARAM"),
+        (f"/state_ids/{room_id}", "M_MISSING_PARAM"),
+        (f"/backfill/{room_id}?limit=5", "M_MISSING_PARAM"),
+        (f"/backfill/{room_id}?v={head}", "M_MISSING_PARAM"),
+        (f"/backfill/{room_id}?v={head}&limit=0", "M_INVALID_PARAM"),
+        (f"/backfill/{room_id}?v={head}&limit=-1", "M_INVALID_PARAM"),
+        (f"/backfill/{room_id}?v={head}&limit=many", "M_INVALID_PARAM"),
+        (f"/timestamp_to_event/{room_id}?ts=1", "M_MISSING_PARAM"),
+        (f"/timestamp_to_event/{room_id}?dir=f", "M_MISSING_PARAM"),
+        (f"/timestamp_to_event/{room_id}?ts=1&dir=x", "M_INVALID_PARAM"),
+        (f"/timestamp_to_event/{room_id}?ts=now&dir=f", "M_INVALID_PARAM"),
+    ):
+        status, body = await peer.ask("GET", us.base_url, V1 + path, us.server_name)
+        assert (status, body["errcode"]) == (400, errcode), (path, body)
+
+
 async def test_events_of_another_room_are_out_of_reach(world: World) -> None:
     peer, us, shared, secret = world
     room_id, other_id, head = shared.create.room_id, secret.create.room_id, secret.heads[0]

@@ -200,3 +200,26 @@ async def test_a_refused_join_is_refused_again(world: World) -> None:
     for _ in range(2):
         status, answer = await world.send_join(forged)
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), answer
+
+
+async def test_a_join_after_events_unknown_here_is_refused_for_good(world: World) -> None:
+    room_id = await world.room(name="With a name")
+    eve, dora = f"@eve:{world.peer.server_name}", f"@dora:{world.peer.server_name}"
+    first, second = await world.join_event(room_id, eve), await world.join_event(room_id, dora)
+    late = rebuilt(world, second, prev_events=[first.event_id], depth=first.depth + 1)
+    by_unknown = rebuilt(world, second, auth_event_ids=[*second.auth_event_ids, first.event_id])
+    for event in (late, by_unknown):
+        status, answer = await world.send_join(event)
+        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), answer
+    # What it named comes: nobody is in the room of whom it was said that they are not.
+    status, answer = await world.send_join(first)
+    assert status == 200, answer
+    third = await world.join_event(room_id, f"@fay:{world.peer.server_name}")
+    status, answer = await world.send_join(third)
+    assert status == 200, answer
+    members = members_of(events_of(answer, "state", third))
+    assert eve in members
+    assert dora not in members
+    # Now it can be judged, and is welcome.
+    status, answer = await world.send_join(late)
+    assert status == 200, answer
