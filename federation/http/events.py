@@ -171,7 +171,8 @@ class EventRoutes:
 
     async def _require_event(self, room_id: str, event_id: str) -> None:
         found = await self._rooms.events([event_id], room_id)
-        if not found or found[0].room_id != room_id:
+        # One that waits has not been judged: nothing is known of what stands before it.
+        if not found or found[0].room_id != room_id or found[0].status == query_pb2.EVENT_STATUS_WAITING:
             raise not_found("Event not found in that room")
 
     async def _visible(

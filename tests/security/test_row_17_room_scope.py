@@ -70,6 +70,20 @@ async def test_parameters_that_are_missing_or_out_of_range_are_refused(world: Wo
         assert (status, body["errcode"]) == (400, errcode), (path, body)
 
 
+async def test_what_is_not_judged_yet_is_not_known(world: World) -> None:
+    peer, us, shared, _ = world
+    room_id, head = shared.create.room_id, shared.heads[0]
+    us.rooms.waiting.add(head)
+    for path in (
+        f"/event/{head}",
+        f"/state/{room_id}?event_id={head}",
+        f"/state_ids/{room_id}?event_id={head}",
+        f"/event_auth/{room_id}/{head}",
+    ):
+        status, body = await peer.ask("GET", us.base_url, V1 + path, us.server_name)
+        assert (status, body["errcode"]) == (404, "M_NOT_FOUND"), (path, body)
+
+
 async def test_events_of_another_room_are_out_of_reach(world: World) -> None:
     peer, us, shared, secret = world
     room_id, other_id, head = shared.create.room_id, secret.create.room_id, secret.heads[0]
