@@ -82,7 +82,10 @@ async def world(tmp_path: Path, session: aiohttp.ClientSession) -> AsyncIterator
         await server.start()
         try:
             users = [await server.register(session, f"user{number}") for number in range(MEMBERS)]
-            yield World(server, peer, users)
+            made = World(server, peer, users)
+            # Clients are served before the federation service is up; what other servers ask waits for it.
+            assert (await made.ask("GET", "/v1/version"))[0] == 200
+            yield made
         finally:
             await server.stop()
 
