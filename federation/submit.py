@@ -185,5 +185,5 @@ def refusal_of(verdict: Verdict) -> MatrixError:
 
 
 def is_accepted(verdict: Verdict) -> bool:
-    """Whether the event stands in the room now (or did before)."""
+    """Whether the event stands in the room now, or was here before, however it was judged then."""
     return verdict.code in (input_pb2.VERDICT_CODE_ACCEPTED, input_pb2.VERDICT_CODE_DUPLICATE)
