@@ -184,6 +184,13 @@ def refusal_of(verdict: Verdict) -> MatrixError:
     return MatrixError("M_FORBIDDEN", 403, rejection.reason or "The event was refused")
 
 
+def malformed(pdu: object, error: ValueError) -> MatrixError:
+    """Return the error for what is no event of its room's version; one that nobody signed is forbidden."""
+    if isinstance(pdu, dict) and "type" in pdu and "signatures" not in pdu:
+        return MatrixError("M_FORBIDDEN", 403, "The event is not signed")
+    return MatrixError("M_BAD_JSON", 400, f"Not an event of that room version: {error}")
+
+
 def is_accepted(verdict: Verdict) -> bool:
     """Whether the event stands in the room now, or was here before, however it was judged then."""
     return verdict.code in (input_pb2.VERDICT_CODE_ACCEPTED, input_pb2.VERDICT_CODE_DUPLICATE)

@@ -12,12 +12,12 @@ from federation.joining.stripped import check_invite_state
 from federation.local_users import LocalUsers
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
-from federation.submit import Submitter, event_message, is_accepted, refusal_of
+from federation.submit import Submitter, event_message, is_accepted, malformed, refusal_of
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import is_valid_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.signing import SigningKey, sign_event
-from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param
+from servicekit.errors import MatrixError, forbidden, invalid_param, missing_param
 from servicekit.http import Request, Response, json_response
 
 
@@ -103,7 +103,7 @@ class InviteRoutes:
         try:
             event = parse_event(pdu, version)
         except EventFormatError as error:
-            raise bad_json(f"Not an event of that room version: {error}") from None
+            raise malformed(pdu, error) from None
         if event.room_id != room_id or event.event_id != event_id:
             raise invalid_param("The event is not the one that the path names")
         if event.type != "m.room.member" or event.membership != "invite":

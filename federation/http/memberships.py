@@ -19,7 +19,7 @@ from federation.joining.stripped import STRIPPED_TYPES
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import LatestState, Rooms, RoomView
 from federation.storage.outgoing import note_relayed
-from federation.submit import Submitter, federation_entry, is_accepted, refusal_of
+from federation.submit import Submitter, federation_entry, is_accepted, malformed, refusal_of
 from matrixlib.event_auth import Refused, auth_types_for_event, check_event_auth
 from matrixlib.event_builder import build_pdu, next_depth
 from matrixlib.events import Event, EventFormatError, StateKey, parse_event
@@ -27,7 +27,7 @@ from matrixlib.identifiers import IdentifierError, parse_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion
 from matrixlib.signing import SigningKey, sign_event
 from servicekit.database import Database
-from servicekit.errors import MatrixError, bad_json, forbidden, invalid_param, not_found
+from servicekit.errors import MatrixError, forbidden, invalid_param, not_found
 from servicekit.http import Request, Response, json_response
 
 MAX_PREV_EVENTS = 10
@@ -247,7 +247,7 @@ class MembershipRoutes:
         try:
             event = parse_event(caller.content, view.version)
         except EventFormatError as error:
-            raise bad_json(f"Not an event of this room's version: {error}") from None
+            raise malformed(caller.content, error) from None
         if event.room_id != view.room_id:
             raise invalid_param("The event is of another room")
         if event.type != "m.room.member" or event.membership != membership:
