@@ -47,8 +47,17 @@ def _readable(connection: Connection, event: StoredEvent, allowed: access.Access
 
 
 def load_one(connection: Connection, caller: Caller, room_id: str, event_id: str) -> bytes:
-    """Return the event."""
-    event, allowed, members = find_event(connection, caller, room_id, event_id)
+    """Return the event.
+
+    Raises:
+        MatrixError: M_NOT_FOUND, the one refusal of this endpoint: also in a room that the caller may not read.
+    """
+    try:
+        event, allowed, members = find_event(connection, caller, room_id, event_id)
+    except MatrixError as error:
+        if error.errcode != "M_FORBIDDEN":
+            raise
+        raise not_found("No such event") from error
     return render_list(connection, caller, [event], allowed.past, members)
 
 
@@ -59,13 +68,9 @@ def load_anywhere(connection: Connection, caller: Caller, event_id: str) -> byte
         MatrixError: M_NOT_FOUND, also for an event that the caller may not see.
     """
     event = event_storage.load_event(connection, event_id)
-    try:
-        if event is not None:
-            return load_one(connection, caller, event.room_id, event_id)
-    except MatrixError as error:
-        if error.errcode != "M_FORBIDDEN":
-            raise
-    raise not_found("No such event")
+    if event is None:
+        raise not_found("No such event")
+    return load_one(connection, caller, event.room_id, event_id)
 
 
 def load_side(
