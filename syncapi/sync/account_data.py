@@ -4,8 +4,11 @@ from collections.abc import Iterable
 
 import orjson
 
+from matrixlib.default_push_rules import default_ruleset
 from syncapi.applied import AccountDataSet
 from syncapi.filters import EventFilter
+
+_KINDS = ("override", "content", "room", "sender", "underride")
 
 
 def render_account_data(
@@ -25,6 +28,19 @@ def render_account_data(
         for entry in latest.values()
         if (entry.content is not None or deleted) and filter_.passes(entry.type, "")
     ]
+
+
+def with_push_rules(entries: Iterable[AccountDataSet], user_id: str) -> list[AccountDataSet]:
+    """Add the predefined push rules to a user's global entries, if they never changed a rule.
+
+    Clients read their rules from the first sync; nothing is stored of those who have the predefined ones.
+    """
+    entries = list(entries)
+    if any(entry.type == "m.push_rules" and entry.content is not None for entry in entries):
+        return entries
+    ruleset = dict.fromkeys(_KINDS, ()) | default_ruleset(user_id)
+    predefined = AccountDataSet(user_id, "", "m.push_rules", orjson.dumps({"global": ruleset}), 0)
+    return [predefined, *entries]
 
 
 def by_room(entries: Iterable[AccountDataSet]) -> dict[str, list[AccountDataSet]]:

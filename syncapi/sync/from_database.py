@@ -14,7 +14,7 @@ from syncapi.bundles import load_bundles
 from syncapi.storage import accounts, dead_letters, members, receipts, rooms, state, threads, to_device
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
-from syncapi.sync.account_data import by_room, render_account_data
+from syncapi.sync.account_data import by_room, render_account_data, with_push_rules
 from syncapi.sync.context import Reader
 from syncapi.sync.device_lists import load_device_lists
 from syncapi.sync.invited import render_stripped
@@ -108,8 +108,11 @@ class _Builder:
         )
         ignored = accounts.load_account_entry(self.connection, reader.user_id, "m.ignored_user_list")
         reader.ignored = parse_ignored(ignored)
+        mine = data.pop("", [])
+        if self.since is None:
+            mine = with_push_rules(mine, reader.user_id)
         self.answer.account_data = render_account_data(
-            data.pop("", ()), filter_.account_data, deleted=self.since is not None
+            mine, filter_.account_data, deleted=self.since is not None
         )
         self.room_data = {
             room_id: render_account_data(entries, filter_.room_account_data, deleted=self.since is not None)

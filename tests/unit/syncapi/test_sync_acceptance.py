@@ -244,12 +244,26 @@ async def test_receipts_come_with_an_initial_sync(world: SyncWorld) -> None:
     assert joined(only, room)["ephemeral"]["events"] == []
 
 
+async def test_first_sync_tells_the_push_rules_also_of_who_changed_none(world: SyncWorld) -> None:
+    world.room(ALICE)
+    events = (await world.sync(ALICE))["account_data"]["events"]
+    assert [event["type"] for event in events] == ["m.push_rules"]
+    rules = events[0]["content"]["global"]
+    assert set(rules) == {"override", "content", "room", "sender", "underride"}
+    assert rules["override"][0]["rule_id"] == ".m.rule.master"
+    edited = {"global": {"override": [], "content": [], "room": [], "sender": [], "underride": []}}
+    world.account_data(ALICE, "m.push_rules", edited)
+    events = (await world.sync(ALICE))["account_data"]["events"]
+    assert [event["content"] for event in events] == [edited]
+
+
 async def test_account_data_is_told_once_and_by_its_filter(world: SyncWorld) -> None:
     room = world.room(ALICE)
     world.account_data(ALICE, "org.example.a", {"n": 1})
     world.account_data(ALICE, "org.example.b", {"n": 1}, room.room_id)
     answer = await world.sync(ALICE)
-    assert [event["content"] for event in answer["account_data"]["events"]] == [{"n": 1}]
+    assert types(answer["account_data"]) == ["m.push_rules", "org.example.a"]
+    assert answer["account_data"]["events"][1]["content"] == {"n": 1}
     assert types(joined(answer, room)["account_data"]) == ["org.example.b"]
     again = await world.sync(ALICE, answer["next_batch"])
     assert "account_data" not in again
