@@ -373,7 +373,8 @@ class RoomLane:
             if wish.decide is not None:
                 decided = wish.decide(head.room_version, head.select(wish.wanted | auth_keys | {CREATE_KEY}))
                 if isinstance(decided, AlreadyThere):
-                    request.succeed(Sent(decided.event_id, 0))
+                    # Reads wait for it, too: it may be there only just now, by another's hand.
+                    request.succeed(Sent(decided.event_id, head.output_sequence))
                     return False
                 draft = decided
             auth_state = head.select(auth_keys)

@@ -11,7 +11,7 @@ from matrixlib.event_auth import auth_types_for_event
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.signing import generate_signing_key
-from servicekit.positions import user_positions
+from servicekit.positions import UserPositions, user_positions
 from tests.support.clientapi_alone import Client, World
 from tests.support.fake_roomserver import FakeRoom
 
@@ -228,3 +228,16 @@ async def test_the_writers_position_is_noted_for_its_reads(world: World) -> None
 def _value(counter: Any) -> float:
     value: float = counter._value.get()
     return value
+
+
+async def test_reads_wait_for_a_join_that_is_there_already(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make_room(world, alice, preset="public_chat")
+    first = await bob.ok("POST", f"/rooms/{room.room_id}/join", {})
+    # As if another process had brought the join: this one knows of no verdict.
+    positions = UserPositions()
+    monkeypatch.setattr("clientapi.rooms.send.user_positions", positions)
+    assert await bob.ok("POST", f"/rooms/{room.room_id}/join", {}) == first
+    assert positions.last(room.room_id) == positions.last(bob.user_id) == room.output_sequence > 0
