@@ -9,7 +9,7 @@ from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, check_event_id, read_body, room_id_of
 from clientapi.rooms.parts import Rooms
-from servicekit.errors import MatrixError, forbidden, invalid_param, unavailable
+from servicekit.errors import forbidden, invalid_param, unavailable
 from servicekit.http import Request, Response, Router
 from servicekit.log.errors import LogError
 from servicekit.log.subjects import typing_subject
@@ -153,16 +153,6 @@ class EphemeralEndpoints:
             await self._rooms.db.write(store)
 
     async def _check_joined(self, room_id: str, session: Session) -> None:
-        member_key = ("m.room.member", session.user_id)
-        for look in (self._rooms.sender.view, self._rooms.sender.fresh_view):
-            try:
-                _head, state = await look(room_id, frozenset({member_key}))
-            except MatrixError as error:
-                if error.errcode != "M_NOT_FOUND":
-                    raise
-                # Whether there is such a room is for its members to know.
-                break
-            member = state.get(member_key)
-            if member is not None and member.membership == "join":
-                return
-        raise forbidden("You are not in this room")
+        if not await self._rooms.sender.is_joined(room_id, session.user_id, ask_again=True):
+            # Whether there is such a room is for its members to know.
+            raise forbidden("You are not in this room")

@@ -184,15 +184,7 @@ class Aliases:
         return room_id
 
     async def _check_joined(self, room_id: str, user_id: str) -> None:
-        member_key = ("m.room.member", user_id)
-        try:
-            _head, state = await self._sender.view(room_id, frozenset({member_key}))
-        except MatrixError as error:
-            if error.errcode != "M_NOT_FOUND":
-                raise
-            state = {}
-        member = state.get(member_key)
-        if member is None or member.membership != "join":
+        if not await self._sender.is_joined(room_id, user_id):
             raise forbidden("You are not in this room")
 
     async def _forget_canonical(self, room_id: str, alias: str, user_id: str) -> None:

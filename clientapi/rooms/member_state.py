@@ -10,7 +10,6 @@ from clientapi.accounts.sessions import Session
 from clientapi.rooms.membership import Memberships
 from clientapi.rooms.requests import Draft, Sent
 from clientapi.rooms.send import RoomSender
-from servicekit.errors import MatrixError
 
 
 class MemberState:
@@ -34,7 +33,7 @@ class MemberState:
         match content["membership"]:
             case "invite":
                 return await self._memberships.invite(user_id, room_id, target, extra)
-            case "join" if target == user_id and not await self._is_joined(user_id, room_id):
+            case "join" if target == user_id and not await self._sender.is_joined(room_id, user_id):
                 return await self._memberships.join(session, room_id, extra)
             case "leave" if target == user_id:
                 return await self._memberships.leave(user_id, room_id, extra)
@@ -43,14 +42,3 @@ class MemberState:
             case _:
                 draft = Draft("m.room.member", content, target)
                 return await self._sender.send_draft(room_id, user_id, draft)
-
-    async def _is_joined(self, user_id: str, room_id: str) -> bool:
-        key = ("m.room.member", user_id)
-        try:
-            _head, state = await self._sender.view(room_id, frozenset({key}))
-        except MatrixError as error:
-            if error.errcode != "M_NOT_FOUND":
-                raise
-            return False
-        member = state.get(key)
-        return member is not None and member.membership == "join"

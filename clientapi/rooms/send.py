@@ -26,6 +26,7 @@ from clientapi.rooms.queries import RoomQueries
 from clientapi.rooms.requests import Draft, Sent, TransactionKey, Wish
 from matrixlib.events import Event, StateKey
 from servicekit import metrics
+from servicekit.errors import MatrixError
 from servicekit.positions import user_positions
 
 MAX_IDLE_LANES: Final = 10_000
@@ -118,6 +119,28 @@ class RoomSender:
             MatrixError: M_NOT_FOUND, or 503.
         """
         return await self.lane(room_id).view(keys)
+
+    async def is_joined(self, room_id: str, user_id: str, *, ask_again: bool = False) -> bool:
+        """Say whether a user is in a room; in one that is not known nobody is.
+
+        Args:
+            ask_again: ask the RoomServer before saying no.
+
+        Raises:
+            MatrixError: 503.
+        """
+        member_key = ("m.room.member", user_id)
+        for look in (self.view, self.fresh_view) if ask_again else (self.view,):
+            try:
+                _head, state = await look(room_id, frozenset({member_key}))
+            except MatrixError as error:
+                if error.errcode != "M_NOT_FOUND":
+                    raise
+                return False
+            member = state.get(member_key)
+            if member is not None and member.membership == "join":
+                return True
+        return False
 
     async def fresh_view(
         self, room_id: str, keys: frozenset[StateKey]
