@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from matrixlib.push_rules import default_ruleset
+from matrixlib.push_rules import KINDS, default_ruleset
 from servicekit.errors import MatrixError, bad_json, invalid_param, not_found, too_much
 
-KINDS: Final = ("override", "content", "room", "sender", "underride")
 MAX_RULES: Final = 10_000
 MAX_RULE_ID_BYTES: Final = 300
 MAX_RULE_BYTES: Final = 1024 * 4
@@ -25,8 +24,6 @@ Ruleset = dict[str, list[Rule]]
 def load_ruleset(user_id: str, content_json: bytes | None) -> Ruleset:
     """Return the user's rules of all kinds, from the stored account data (None: never changed)."""
     defaults = {kind: [dict(rule) for rule in rules] for kind, rules in default_ruleset(user_id).items()}
-    for kind in KINDS:
-        defaults.setdefault(kind, [])
     if content_json is None:
         return defaults
     stored = orjson.loads(content_json).get("global", {})

@@ -4,11 +4,9 @@ from collections.abc import Iterable
 
 import orjson
 
-from matrixlib.default_push_rules import default_ruleset
+from matrixlib.push_rules import default_ruleset
 from syncapi.applied import AccountDataSet
 from syncapi.filters import EventFilter
-
-_KINDS = ("override", "content", "room", "sender", "underride")
 
 
 def render_account_data(
@@ -38,8 +36,8 @@ def with_push_rules(entries: Iterable[AccountDataSet], user_id: str) -> list[Acc
     entries = list(entries)
     if any(entry.type == "m.push_rules" and entry.content is not None for entry in entries):
         return entries
-    ruleset = dict.fromkeys(_KINDS, ()) | default_ruleset(user_id)
-    predefined = AccountDataSet(user_id, "", "m.push_rules", orjson.dumps({"global": ruleset}), 0)
+    content = orjson.dumps({"global": default_ruleset(user_id)})
+    predefined = AccountDataSet(user_id, "", "m.push_rules", content, 0)
     return [predefined, *entries]
 
 
