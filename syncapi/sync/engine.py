@@ -144,20 +144,17 @@ class SyncEngine:
         waits = request.since is not None and not request.full_state and request.timeout_ms > 0
         while True:
             made = await self._make(request, known)
-            if not made.answer.empty:
-                if request.filter.remembers_members:
-                    self._members.sent(client, made.token, made.members)
-                body = made.answer.render(str(made.token))
-                if request.since is not None and not request.full_state:
-                    self._cache.put(key, made.token.output_sequence, body)
-                return body
             left_s = deadline_s - self._clock_s()
-            if not waits or left_s <= 0 or self.stopping:
-                if request.filter.remembers_members:
-                    self._members.sent(client, made.token, made.members)
-                return made.answer.render(str(made.token))
+            if not made.answer.empty or not waits or left_s <= 0 or self.stopping:
+                break
             if made.token.output_sequence >= self._window.sequence:
                 await self._wait(request.user_id, left_s)
+        if request.filter.remembers_members:
+            self._members.sent(client, made.token, made.members)
+        body = made.answer.render(str(made.token))
+        if not made.answer.empty and request.since is not None and not request.full_state:
+            self._cache.put(key, made.token.output_sequence, body)
+        return body
 
     def _key(self, request: SyncRequest) -> object:
         return (
