@@ -5,10 +5,12 @@ Everything is read in one unit of work, from one snapshot, whose own position th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import orjson
 from sqlalchemy import Connection
 
+from matrixlib.invite_permission import INVITE_PERMISSION, blocks_invites
 from syncapi.applied import NO_THREADS, ReceiptMoved, RoomCounters, StoredEvent, ThreadCounts, UserRoom
 from syncapi.bundles import load_bundles
 from syncapi.storage import accounts, dead_letters, members, receipts, rooms, state, threads, to_device
@@ -217,19 +219,17 @@ class _Builder:
     def _invited(self, row: UserRoom) -> None:
         own = event_storage.load_event(self.connection, row.event_id)
         if row.membership == "invite" and (
-            self._blocks_invites() or (own is not None and own.sender in self.reader.ignored)
+            self._blocks_invites or (own is not None and own.sender in self.reader.ignored)
         ):
             return
         section = self.answer.knock if row.membership == "knock" else self.answer.invite
         section[row.room_id] = render_stripped(row, own)
 
+    @cached_property
     def _blocks_invites(self) -> bool:
-        """Whether the reader takes no invites (spec, "Invite permission"): those that came are not shown."""
-        content = accounts.load_account_entry(
-            self.connection, self.reader.user_id, "m.invite_permission_config"
-        )
-        value = None if content is None else orjson.loads(content)
-        return isinstance(value, dict) and value.get("default_action") == "block"
+        """Whether the reader takes no invites: those that came are not shown."""
+        content = accounts.load_account_entry(self.connection, self.reader.user_id, INVITE_PERMISSION)
+        return content is not None and blocks_invites(orjson.loads(content))
 
     def _joined(
         self,
