@@ -6,9 +6,8 @@ later messages of that room ──► dead letters, too, in order
     ──► clients' tokens lie behind those places: they get the room as if it were new (`told_anew`)
 """
 
-import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -20,6 +19,7 @@ from servicekit.log.subjects import OUTPUT, parse_subject
 from servicekit.logging import get_logger
 from syncapi.applying.batch import SnapshotEvents
 from syncapi.consumer import Applier
+from syncapi.live import now_ms
 from syncapi.storage import accounts, dead_letters
 from syncapi.storage.tables import log_tables
 
@@ -43,10 +43,7 @@ class Replayed:
 
 
 def hold_back(
-    connection: Connection,
-    messages: Sequence[LogMessage],
-    quarantined: frozenset[str],
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    connection: Connection, messages: Sequence[LogMessage], quarantined: frozenset[str]
 ) -> list[LogMessage]:
     """Put the messages of quarantined rooms aside and return the others."""
     rest: list[LogMessage] = []
