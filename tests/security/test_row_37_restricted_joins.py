@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.signing import signing_key_ids
 from servicekit.errors import MatrixError
@@ -42,20 +41,7 @@ async def make_join(peer: EvilPeer, us: FederationAlone, room: Room, user: str) 
 
 
 def join_of(peer: EvilPeer, room: Room, template: dict[str, Any], **content: Any) -> Event:
-    return build_event(
-        room.version,
-        room_id=room.create.room_id,
-        sender=template["sender"],
-        type="m.room.member",
-        content={**template["content"], **content},
-        state_key=template["sender"],
-        prev_events=template["prev_events"],
-        auth_event_ids=template["auth_events"],
-        depth=template["depth"],
-        origin_server_ts=template["origin_server_ts"],
-        server_name=peer.server_name,
-        signing_key=peer.key,
-    )
+    return peer.member_event(room.version, template, **content)
 
 
 async def send_join(peer: EvilPeer, us: FederationAlone, event: Event) -> tuple[int, Any]:

@@ -20,7 +20,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from matrixlib.event_builder import build_event
+from matrixlib.events import Event
 from matrixlib.request_auth import authorization_header
+from matrixlib.room_versions import RoomVersion
 from matrixlib.signing import SigningKey, sign_json
 from tests.support.ports import free_port
 from tests.support.rooms import key_of
@@ -137,6 +140,23 @@ class EvilPeer:
         await response.prepare(base)
         await answer.write(response)
         return response
+
+    def member_event(self, version: RoomVersion, template: dict[str, Any], **content: Any) -> Event:
+        """Make the membership event of a user of this server out of make_join's, or the like's, template."""
+        return build_event(
+            version,
+            room_id=template["room_id"],
+            sender=template["sender"],
+            type="m.room.member",
+            content={**template["content"], **content},
+            state_key=template["sender"],
+            prev_events=template["prev_events"],
+            auth_event_ids=template["auth_events"],
+            depth=template["depth"],
+            origin_server_ts=template["origin_server_ts"],
+            server_name=self.server_name,
+            signing_key=self.key,
+        )
 
     # -- what it asks --------------------------------------------------------------------------------------
 

@@ -141,21 +141,7 @@ async def join_through(
     status, answer = await peer.ask("GET", f"https://{through}", path, through)
     if status != 200:
         raise RuntimeError(f"make_join: {status} {answer}")
-    template = answer["event"]
-    event = build_event(
-        room.version,
-        room_id=room.room_id,
-        sender=user_id,
-        type="m.room.member",
-        content=template["content"],
-        state_key=user_id,
-        prev_events=template["prev_events"],
-        auth_event_ids=template["auth_events"],
-        depth=template["depth"],
-        origin_server_ts=template["origin_server_ts"],
-        server_name=peer.server_name,
-        signing_key=peer.key,
-    )
+    event = peer.member_event(room.version, answer["event"])
     path = f"/_matrix/federation/v2/send_join/{room.room_id}/{event.event_id}{query}"
     status, answer = await peer.ask("PUT", f"https://{through}", path, through, event.pdu)
     if status != 200:

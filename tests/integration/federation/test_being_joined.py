@@ -53,21 +53,7 @@ class World:
         assert status == 200, answer
         version = get_room_version(answer["room_version"])
         assert version is not None
-        template = answer["event"]
-        return build_event(
-            version,
-            room_id=room_id,
-            sender=user_id,
-            type="m.room.member",
-            content=template["content"],
-            state_key=user_id,
-            prev_events=template["prev_events"],
-            auth_event_ids=template["auth_events"],
-            depth=template["depth"],
-            origin_server_ts=template["origin_server_ts"],
-            server_name=self.peer.server_name,
-            signing_key=self.peer.key,
-        )
+        return self.peer.member_event(version, answer["event"])
 
     async def send_join(self, event: Event, query: str = "", prefix: str = "/v2") -> tuple[int, Any]:
         path = f"{prefix}/send_join/{event.room_id}/{event.event_id}{query}"
