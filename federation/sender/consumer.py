@@ -143,10 +143,7 @@ class OutputHandler:
             server_name = outgoing.load_a_server(conn, room_id)
             if server_name == UNKNOWN:
                 continue
-            known = self._alone if server_name is None else self._shared
-            if len(known) >= MAX_ROOMS_ALONE:
-                known.pop()
-            known.add(room_id)
+            _keep(self._alone if server_name is None else self._shared, room_id)
         if self._wanted:
             self._wanted = fetching.is_anything_wanted(conn)
 
@@ -214,7 +211,7 @@ class OutputHandler:
         if event.participation_began:
             if event.type == _CREATE and self._is_ours(event.sender):
                 # Made here: nobody else is in it, and whoever comes in is told of from here on.
-                self._alone.add(room_id)
+                _keep(self._alone, room_id)
             else:
                 self._ask_for_servers(conn, room_id, position, heard)
         for server_name in event.servers_joined:
@@ -327,6 +324,12 @@ class OutputHandler:
 
     def _is_ours(self, user_id: str) -> bool:
         return self._is_local(server_name_of(user_id))
+
+
+def _keep(known: set[str], room_id: str) -> None:
+    if len(known) >= MAX_ROOMS_ALONE:
+        known.pop()
+    known.add(room_id)
 
 
 def _decode(message: LogMessage) -> output_pb2.OutputMessage:
