@@ -15,7 +15,6 @@ later ones find us in the room; a user's own repeated requests wait for the same
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +31,9 @@ from federation.rooms import Rooms
 from federation.storage import jobs as storage
 from federation.storage.jobs import JobSummary, JoinJob
 from federation.submit import Submitter, event_message, federation_entry, is_accepted, refusal_of
+from federation.turns import Turns
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.events import EventFormatError, parse_event
+from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.room_versions import get_room_version
 from servicekit.database import Database
 from servicekit.errors import MatrixError, unavailable
@@ -95,7 +95,7 @@ class Joins:
         self._submitter = submitter
         self._import_parts = import_parts
         self._now_ms = now_ms
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._turns = Turns()
         self._running: dict[tuple[str, str], _Running] = {}
         self._group: asyncio.TaskGroup | None = None
         self._started = asyncio.Event()
@@ -199,28 +199,13 @@ class Joins:
             work.close()
             del self._running[key]
 
-    @asynccontextmanager
-    async def _turn(self, room_id: str) -> AsyncIterator[None]:
-        """One join of a room at a time."""
-        lock, waiting = self._locks.get(room_id, (asyncio.Lock(), 0))
-        self._locks[room_id] = (lock, waiting + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            waiting = self._locks[room_id][1] - 1
-            if waiting:
-                self._locks[room_id] = (lock, waiting)
-            else:
-                del self._locks[room_id]
-
     # -- the steps -----------------------------------------------------------------------------------------
 
     async def _join(
         self, user_id: str, room_id: str, servers: Sequence[str], content: Mapping[str, Any]
     ) -> Joined:
         errors: list[Exception] = []
-        async with self._turn(room_id):
+        async with self._turns.of(room_id):
             for resident in self._handshake.candidates(servers):
                 try:
                     prepared = await self._handshake.make(resident, "join", room_id, user_id, content)
@@ -262,7 +247,7 @@ class Joins:
     async def _resume(self, job: JoinJob) -> Joined:
         log.info("join_resumed", room=job.room_id, through=job.resident, answered=job.answer_json is not None)
         try:
-            async with self._turn(job.room_id):
+            async with self._turns.of(job.room_id):
                 if job.answer_json is None:
                     return await self._accept(job, await self._send_again(job))
                 answer = await asyncio.to_thread(parse_json, job.answer_json)
@@ -274,27 +259,19 @@ class Joins:
 
     async def _send_again(self, job: JoinJob) -> Any:
         """Ask once more what the resident says to a join that it may have taken already."""
-        version = get_room_version(job.room_version)
-        if version is None:
-            raise JoinFailed("unknown room version")
-        event = parse_event(job.join_event_json, version)
+        event = _event_of(job)
         for attempt in range(MAX_SENDS):
             try:
                 return await self._handshake.send_event(job.resident, "join", event)
-            except RemoteRefused as error:
-                if error.http_status < 500 or attempt == MAX_SENDS - 1:
-                    raise
-            except RemoteError:
-                if attempt == MAX_SENDS - 1:
+            except RemoteError as error:
+                refused = isinstance(error, RemoteRefused) and error.http_status < 500
+                if refused or attempt == MAX_SENDS - 1:
                     raise
             await asyncio.sleep(RETRY_S * 2**attempt)
         raise AssertionError("the last try returns or raises")
 
     async def _check_and_import(self, job: JoinJob, answer: Mapping[str, Any]) -> Joined:
-        version = get_room_version(job.room_version)
-        if version is None:
-            raise JoinFailed("unknown room version")
-        room = await check_answer(self._checker, parse_event(job.join_event_json, version), answer)
+        room = await check_answer(self._checker, _event_of(job), answer)
         while True:
             try:
                 joined = await self._import(job, room)
@@ -334,6 +311,13 @@ class Joins:
         self._rooms.forget(job.room_id)
         log.info("joined", room=job.room_id, through=job.resident, state=len(room.state))
         return Joined(room.join.event_id, verdict.output_sequence)
+
+
+def _event_of(job: JoinJob) -> Event:
+    version = get_room_version(job.room_version)
+    if version is None:
+        raise JoinFailed("unknown room version")
+    return parse_event(job.join_event_json, version)
 
 
 def _answer_json(answer: Mapping[str, Any]) -> bytes:

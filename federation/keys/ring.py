@@ -22,6 +22,7 @@ from federation.outbound.client import FederationClient
 from federation.outbound.errors import RemoteError
 from federation.storage import keys as storage
 from federation.storage.keys import KeyResponse, KeyRow
+from federation.turns import Turns
 from matrixlib.canonical_json import encode_canonical
 from matrixlib.identifiers import is_valid_server_name
 from matrixlib.signing import VerifyKey
@@ -61,7 +62,7 @@ class KeyRing:
         self._now_ms = now_ms
         self._known: OrderedDict[str, dict[str, KeyRow]] = OrderedDict()
         self._failed: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._fetching: dict[str, asyncio.Lock] = {}
+        self._fetching = Turns()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
 
     async def verify_keys(
@@ -160,26 +161,21 @@ class KeyRing:
         self, server_name: str, wanted: Sequence[str], at_ms: int, enforce_validity: bool
     ) -> dict[str, KeyRow]:
         """Fetch a server's keys; of several that ask at once, one does it."""
-        lock = self._fetching.setdefault(server_name, asyncio.Lock())
-        try:
-            async with lock:
-                keys = await self._load(server_name)
-                if wanted and _usable(keys, wanted, at_ms, enforce_validity):
-                    return keys
-                if self._failed_lately(server_name):
-                    return keys
-                async with self._slots:
-                    rows = await self._fetch(server_name)
-                keys = {**keys, **{row.key_id: row for row in rows}}
-                self._remember(server_name, keys)
-                if rows and (not wanted or _usable(keys, wanted, at_ms, enforce_validity)):
-                    self._failed.pop(server_name, None)
-                else:
-                    self._note_failure(server_name)
+        async with self._fetching.of(server_name):
+            keys = await self._load(server_name)
+            if wanted and _usable(keys, wanted, at_ms, enforce_validity):
                 return keys
-        finally:
-            if not lock.locked():
-                self._fetching.pop(server_name, None)
+            if self._failed_lately(server_name):
+                return keys
+            async with self._slots:
+                rows = await self._fetch(server_name)
+            keys = {**keys, **{row.key_id: row for row in rows}}
+            self._remember(server_name, keys)
+            if rows and (not wanted or _usable(keys, wanted, at_ms, enforce_validity)):
+                self._failed.pop(server_name, None)
+            else:
+                self._note_failure(server_name)
+            return keys
 
     def _note_failure(self, server_name: str) -> None:
         count = self._failed.get(server_name, (0, 0))[0] + 1

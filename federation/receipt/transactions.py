@@ -28,6 +28,7 @@ from federation.storage import inbound as storage
 from federation.storage.inbound import StagedPdu
 from federation.submit import Submitter, Verdict, federation_entry
 from federation.tell import Teller
+from federation.turns import Turns
 from matrixlib.events import Event
 from matrixlib.hashes import hashed_event_id
 from matrixlib.room_versions import RoomVersion
@@ -85,7 +86,7 @@ class TransactionReceiver:
         self._teller = teller
         self._on_device_updates = on_device_updates
         self._now_ms = now_ms
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._turns = Turns()
 
     async def receive(self, origin: str, txn_id: str, content: dict[str, Any]) -> bytes:
         """Take a transaction and return the answer's JSON.
@@ -100,14 +101,9 @@ class TransactionReceiver:
             raise bad_json(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
         if len(txn_id) > MAX_TXN_ID:
             raise bad_json("The transaction id is too long")
-        lock = self._locks.setdefault(origin, asyncio.Lock())
-        try:
-            async with lock:
-                known = await self._database.read(storage.load_response, origin, txn_id)
-                return known if known is not None else await self._take(origin, txn_id, pdus, edus)
-        finally:
-            if not lock.locked():
-                self._locks.pop(origin, None)
+        async with self._turns.of(origin):
+            known = await self._database.read(storage.load_response, origin, txn_id)
+            return known if known is not None else await self._take(origin, txn_id, pdus, edus)
 
     async def _take(self, origin: str, txn_id: str, pdus: list[Any], edus: list[Any]) -> bytes:
         if pdus and await self._database.read(storage.count_staged) > MAX_STAGED:
