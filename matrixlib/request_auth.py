@@ -65,12 +65,14 @@ def authorization_header(
 
 
 def authorization_header_of_bytes(
-    key: SigningKey, *, method: str, uri: str, origin: str, destination: str, content_json: bytes
+    key: SigningKey, *, method: str, uri: str, origin: str, destination: str, content_json: bytes | None
 ) -> str:
-    """As `authorization_header`, for a body that is canonical JSON already: it is not encoded again."""
-    rest = encode_canonical(signed_request(method, uri, origin, destination, None))
-    # Of the keys `content` comes first.
-    signature = encode_base64(key.sign(b'{"content":' + content_json + b"," + rest[1:]))
+    """As `authorization_header`, for a body (None: none) that is canonical JSON already: it is not encoded again."""
+    signed = encode_canonical(signed_request(method, uri, origin, destination, None))
+    if content_json is not None:
+        # Of the keys `content` comes first.
+        signed = b'{"content":' + content_json + b"," + signed[1:]
+    signature = encode_base64(key.sign(signed))
     return format_header(XMatrix(ServerName(origin), destination, key.key_id, signature))
 
 

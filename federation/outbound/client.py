@@ -14,7 +14,7 @@ from federation.outbound.discovery import Discovery, Target
 from federation.outbound.errors import BackingOff, BadAnswer, RemoteError, RemoteRefused, Unreachable
 from federation.outbound.transport import RawResponse, Transport
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.request_auth import authorization_header, authorization_header_of_bytes
+from matrixlib.request_auth import authorization_header_of_bytes
 from matrixlib.signing import SigningKey
 from servicekit import metrics
 
@@ -111,17 +111,13 @@ class FederationClient:
         if body is not None:
             headers["Content-Type"] = "application/json"
         if signed:
-            key = self._keys[origin]
-            about: dict[str, Any] = {
-                "method": method,
-                "uri": path,
-                "origin": origin,
-                "destination": destination,
-            }
-            headers["Authorization"] = (
-                authorization_header(key, **about)
-                if body is None
-                else authorization_header_of_bytes(key, content_json=body, **about)
+            headers["Authorization"] = authorization_header_of_bytes(
+                self._keys[origin],
+                method=method,
+                uri=path,
+                origin=origin,
+                destination=destination,
+                content_json=body,
             )
         endpoint = _endpoint(path)
         try:

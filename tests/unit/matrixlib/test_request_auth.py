@@ -111,9 +111,10 @@ def test_quotes_and_backslashes_survive() -> None:
     assert parse_authorization_header(format_header(value)) == value
 
 
-@pytest.mark.parametrize("content", [{}, {"pdus": [{"body": "ü\u2028"}], "edus": []}])
-def test_a_body_that_is_canonical_already_is_signed_alike(content: dict[str, object]) -> None:
+@pytest.mark.parametrize("content", [None, {}, {"pdus": [{"body": "ü\u2028"}], "edus": []}])
+def test_a_body_that_is_canonical_already_is_signed_alike(content: dict[str, object] | None) -> None:
     key = key_of("a.example")
     about = {"method": "PUT", "uri": "/x?y=1", "origin": "a.example", "destination": "b.example"}
     expected = authorization_header(key, **about, content=content)
-    assert authorization_header_of_bytes(key, **about, content_json=encode_canonical(content)) == expected
+    body = None if content is None else encode_canonical(content)
+    assert authorization_header_of_bytes(key, **about, content_json=body) == expected
