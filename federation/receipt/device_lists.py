@@ -11,13 +11,14 @@ from typing import Any
 
 from arbor.log.v1 import output_pb2
 from federation.clock import NowMs
+from federation.outbound.backoff import Backoff
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.errors import BackingOff, BadAnswer, RemoteError, RemoteRefused
 from federation.rooms import Rooms
 from federation.storage import device_lists as storage
 from federation.storage.device_lists import Incomplete
 from federation.tell import Teller, Telling
-from matrixlib.canonical_json import encode_canonical
+from matrixlib.canonical_json import MAX_SAFE_INTEGER, encode_canonical
 from matrixlib.identifiers import server_name_of
 from servicekit.database import Database
 from servicekit.errors import MatrixError
@@ -31,12 +32,9 @@ BATCH = 100
 TIMEOUT_S = 30.0
 # It goes as one message onto the log.
 MAX_ANSWER_BYTES = 768 * 1024
-FIRST_DELAY_MS = 5_000
-MAX_DELAY_MS = 6 * 3600 * 1000
 KEEP_MS = 90 * 24 * 3600 * 1000
 FORGET_EACH_S = 3600.0
 MAX_WAIT_S = 60.0
-_MAX_JS_INT = 2**53 - 1
 
 
 class DeviceLists:
@@ -116,8 +114,7 @@ class DeviceLists:
             self._teller.publish(entries)
 
     async def _failed(self, item: Incomplete, error: Exception) -> None:
-        delay = min(FIRST_DELAY_MS * 2 ** min(item.attempts, 20), MAX_DELAY_MS)
-        next_try_ms = self._now_ms() + int(delay * (0.9 + 0.2 * self._jitter()))
+        next_try_ms = Backoff(item.attempts).failed(self._now_ms(), self._jitter()).next_try_ms
         if isinstance(error, BackingOff):
             next_try_ms = max(next_try_ms, error.next_try_ms)
         log.info("device_list_not_got", user=item.user_id, attempts=item.attempts + 1, reason=str(error))
@@ -139,7 +136,7 @@ class DeviceLists:
         if not isinstance(answer, dict) or answer.get("user_id") != user_id:
             raise BadAnswer(server, "the device list is not of the user asked for")
         stream_id, devices = answer.get("stream_id"), answer.get("devices")
-        if type(stream_id) is not int or not 0 <= stream_id <= _MAX_JS_INT:
+        if type(stream_id) is not int or not 0 <= stream_id <= MAX_SAFE_INTEGER:
             raise BadAnswer(server, "stream_id is no integer of the right size")
         if not isinstance(devices, list):
             raise BadAnswer(server, "devices is no array")
