@@ -37,10 +37,7 @@ class PublicRoomRoutes:
         for key in ("since", "third_party_instance_id"):
             if key in request.query:
                 asked[key] = request.query[key]
-        every = request.query.get("include_all_networks", "false")
-        if every not in ("true", "false"):
-            raise invalid_param("include_all_networks must be true or false")
-        asked["include_all_networks"] = every == "true"
+        asked["include_all_networks"] = request.query_bool("include_all_networks")
         return await self._page(asked)
 
     async def search_public_rooms(self, request: Request, caller: Caller) -> Response:

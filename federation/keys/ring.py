@@ -98,13 +98,13 @@ class KeyRing:
         Fetched is once, if need be, for the latest time, then for the earliest.
         """
         wanted = list(key_ids)
-        for at_ms in (max(times_ms), min(times_ms)):
-            await self.verify_keys(server_name, wanted, at_ms, enforce_validity=enforce_validity)
         if server_name in self._own.signing or not wanted or not is_valid_server_name(server_name):
             return {
                 at_ms: await self.verify_keys(server_name, wanted, at_ms, enforce_validity=enforce_validity)
                 for at_ms in times_ms
             }
+        for at_ms in dict.fromkeys((max(times_ms), min(times_ms))):
+            await self.verify_keys(server_name, wanted, at_ms, enforce_validity=enforce_validity)
         keys = await self._load(server_name)
         return {at_ms: _usable(keys, wanted, at_ms, enforce_validity) for at_ms in times_ms}
 

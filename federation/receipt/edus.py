@@ -14,7 +14,7 @@ from federation.clock import NowMs
 from federation.rooms import Rooms
 from federation.storage.device_lists import DeviceChange
 from federation.tell import Telling
-from matrixlib.canonical_json import CanonicalJsonError, encode_canonical
+from matrixlib.canonical_json import MAX_SAFE_INTEGER, CanonicalJsonError, encode_canonical
 from matrixlib.identifiers import is_valid_user_id, server_name_of
 from servicekit.errors import MatrixError
 from servicekit.logging import get_logger
@@ -29,7 +29,7 @@ MAX_CONTENT_BYTES = 200 * 1024
 MAX_MESSAGE_BYTES = 512 * 1024
 MAX_PREV_IDS = 100
 PRESENCES = ("online", "unavailable", "offline")
-_MAX_JS_INT = 2**53 - 1
+
 _DEVICE_KINDS = ("m.device_list_update", "m.signing_key_update", "org.matrix.signing_key_update")
 
 
@@ -80,25 +80,21 @@ class EduReader:
     async def read(self, origin: str, edus: Sequence[Any]) -> Heard:
         """Read a transaction's EDUs; a bad one is ignored alone."""
         heard = Heard()
+        edus = [edu for edu in edus if isinstance(edu, dict) and isinstance(edu.get("content"), dict)]
         known = await self._known_users(origin, edus)
         for edu in edus:
-            if not isinstance(edu, dict) or not isinstance(edu.get("content"), dict):
-                continue
             try:
                 await self._read_one(origin, edu.get("edu_type"), edu["content"], known, heard)
             except (CanonicalJsonError, ValueError, MatrixError) as error:
                 log.info("edu_ignored", origin=origin, kind=str(edu.get("edu_type"))[:50], reason=str(error))
         return heard
 
-    async def _known_users(self, origin: str, edus: Sequence[Any]) -> frozenset[str]:
+    async def _known_users(self, origin: str, edus: Sequence[dict[str, Any]]) -> frozenset[str]:
         """The users with news of their devices who share a room with somebody here; others do not matter."""
         users = {
             edu["content"].get("user_id")
             for edu in edus
-            if isinstance(edu, dict)
-            and isinstance(edu.get("content"), dict)
-            and edu.get("edu_type") in _DEVICE_KINDS
-            and _is_user_of(edu["content"].get("user_id"), origin)
+            if edu.get("edu_type") in _DEVICE_KINDS and _is_user_of(edu["content"].get("user_id"), origin)
         }
         if not users:
             return frozenset()
@@ -169,7 +165,7 @@ class EduReader:
             receipt_type="m.read",
             event_id=event_ids[0],
             thread_id=thread_id if _is_text(thread_id) else "",
-            timestamp_ms=at_ms if type(at_ms) is int and 0 <= at_ms <= _MAX_JS_INT else self._now_ms(),
+            timestamp_ms=at_ms if type(at_ms) is int and 0 <= at_ms <= MAX_SAFE_INTEGER else self._now_ms(),
         )
 
     async def _joined(self, room_id: str, origin: str, users: Sequence[str]) -> frozenset[str]:
@@ -204,7 +200,8 @@ class EduReader:
                 user_id=user_id,
                 presence=entry["presence"],
                 status_msg=status[:MAX_STATUS] if isinstance(status, str) else None,
-                last_active_ms=self._now_ms() - (ago if type(ago) is int and 0 <= ago <= _MAX_JS_INT else 0),
+                last_active_ms=self._now_ms()
+                - (ago if type(ago) is int and 0 <= ago <= MAX_SAFE_INTEGER else 0),
                 currently_active=entry.get("currently_active") is True,
             )
             heard.live.append(("live.presence", user_id, live_pb2.LiveMessage(presence=message)))
@@ -290,7 +287,7 @@ def _is_user_of(value: Any, origin: str) -> TypeGuard[str]:
 
 
 def _is_stream_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _MAX_JS_INT
+    return type(value) is int and 0 <= value <= MAX_SAFE_INTEGER
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
