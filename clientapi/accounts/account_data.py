@@ -11,7 +11,10 @@ from clientapi.storage import settings
 from servicekit.database import Database
 from servicekit.errors import MatrixError, invalid_param, too_much
 
+PUSH_RULES: Final = "m.push_rules"
 MAX_CONTENT_BYTES: Final = 65_536
+# One message of the log holds it.
+MAX_RULESET_BYTES: Final = 400_000
 MAX_TYPE_BYTES: Final = 255
 MAX_ENTRIES: Final = 10_000
 MAX_TOTAL_BYTES: Final = 16 * 1024 * 1024
@@ -31,14 +34,13 @@ class AccountDataStore:
         room_id: str,
         type_: str,
         content_json: bytes,
-        *,
-        max_bytes: int = MAX_CONTENT_BYTES,
     ) -> None:
         """Set account data; an empty room id means global.
 
         Raises:
             MatrixError: it is too large (M_TOO_LARGE), or the user has too much of it.
         """
+        max_bytes = MAX_RULESET_BYTES if type_ == PUSH_RULES else MAX_CONTENT_BYTES
         if len(content_json) > max_bytes:
             raise MatrixError("M_TOO_LARGE", 413, f"This account data holds at most {max_bytes} bytes")
         if len(type_.encode()) > MAX_TYPE_BYTES or "\0" in type_:

@@ -8,7 +8,7 @@ import orjson
 from sqlalchemy import Connection
 
 from clientapi.accounts import push_rules
-from clientapi.accounts.account_data import AccountDataStore
+from clientapi.accounts.account_data import PUSH_RULES, AccountDataStore
 from clientapi.accounts.push_rules import Ruleset
 from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
@@ -17,9 +17,6 @@ from clientapi.storage import settings
 from servicekit.errors import MatrixError, bad_json, invalid_param, missing_param, too_much
 from servicekit.http import Request, Response, Router, json_response
 
-PUSH_RULES = "m.push_rules"
-# One message of the log holds it.
-MAX_RULESET_BYTES = 400_000
 MAX_PUSHERS = 100
 MAX_PUSHKEY_BYTES = 512
 MAX_APP_ID_CHARS = 64
@@ -150,8 +147,7 @@ class PushRuleEndpoints:
         stored = settings.load_account_data(conn, user_id, "", PUSH_RULES)
         ruleset = push_rules.load_ruleset(user_id, stored)
         change(ruleset)
-        stored = push_rules.dump_ruleset(ruleset)
-        self._store.store(conn, user_id, "", PUSH_RULES, stored, max_bytes=MAX_RULESET_BYTES)
+        self._store.store(conn, user_id, "", PUSH_RULES, push_rules.dump_ruleset(ruleset))
 
     async def get_pushers(self, request: Request) -> Response:
         """List the user's pushers."""

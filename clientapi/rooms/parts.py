@@ -39,7 +39,7 @@ class Rooms:
         self.teller = teller
         self.sender = sender
         self.remote = RemoteRooms(config)
-        self.successors = Successors(config, db, account_data, sender)
+        self.successors = Successors(db, account_data, sender)
         self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)
         self.annotations = Annotations(db, sender.queries)

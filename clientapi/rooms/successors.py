@@ -10,13 +10,12 @@ import orjson
 from sqlalchemy import Connection
 
 from clientapi.accounts import push_rules
-from clientapi.accounts.account_data import AccountDataStore
+from clientapi.accounts.account_data import PUSH_RULES, AccountDataStore
 from clientapi.rooms.send import RoomSender
 from clientapi.storage import settings
 from matrixlib.events import Event, StateKey
-from matrixlib.identifiers import IdentifierError, parse_room_id, server_name_of
+from matrixlib.identifiers import IdentifierError, parse_room_id
 from matrixlib.power_levels import CREATE_KEY
-from servicekit.config import Config
 from servicekit.database import Database
 from servicekit.errors import MatrixError
 from servicekit.logging import get_logger
@@ -29,10 +28,7 @@ TOMBSTONE: Final[StateKey] = ("m.room.tombstone", "")
 class Successors:
     """See the module."""
 
-    def __init__(
-        self, config: Config, db: Database, account_data: AccountDataStore, sender: RoomSender
-    ) -> None:
-        self._config = config
+    def __init__(self, db: Database, account_data: AccountDataStore, sender: RoomSender) -> None:
         self._db = db
         self._account_data = account_data
         self._sender = sender
@@ -76,8 +72,7 @@ class Successors:
         return tombstone is not None and tombstone.content.get("replacement_room") == new_room_id
 
     async def _take_over(self, user_ids: Sequence[str], old_room_id: str, new_room_id: str) -> None:
-        local = [user_id for user_id in user_ids if self._config.is_local(server_name_of(user_id))]
-        await self._db.write(self._store, local, old_room_id, new_room_id)
+        await self._db.write(self._store, user_ids, old_room_id, new_room_id)
 
     def _store(self, conn: Connection, user_ids: Sequence[str], old_room_id: str, new_room_id: str) -> None:
         for user_id in user_ids:
@@ -102,12 +97,12 @@ class Successors:
             self._account_data.store(conn, user_id, "", "m.direct", orjson.dumps(direct))
 
     def _store_push_rules(self, conn: Connection, user_id: str, old_room_id: str, new_room_id: str) -> None:
-        stored = settings.load_account_data(conn, user_id, "", "m.push_rules")
+        stored = settings.load_account_data(conn, user_id, "", PUSH_RULES)
         if stored is None:
             return
         ruleset = push_rules.load_ruleset(user_id, stored)
         if push_rules.copy_rules_of_room(ruleset, old_room_id, new_room_id):
-            self._account_data.store(conn, user_id, "", "m.push_rules", push_rules.dump_ruleset(ruleset))
+            self._account_data.store(conn, user_id, "", PUSH_RULES, push_rules.dump_ruleset(ruleset))
 
 
 def predecessor_of(create: Event) -> str | None:

@@ -121,3 +121,17 @@ async def test_a_claim_alone_moves_nothing(world: World, predecessor: str) -> No
     assert (await alice.ok("GET", "/directory/room/%23mine:here.example"))["room_id"] == owner
     listed = (await alice.ok("GET", "/publicRooms"))["chunk"]
     assert [entry["room_id"] for entry in listed] == [owner]
+
+
+async def test_many_push_rules_keep_no_setting_from_following(world: World) -> None:
+    alice = await world.user()
+    room_id = (await alice.ok("POST", "/createRoom", {}))["room_id"]
+    await set_up(alice, room_id)
+    # More than other account data may hold.
+    for number in range(30):
+        rule = f"/pushrules/global/content/{number}"
+        await alice.ok("PUT", rule, {"pattern": "x" * 2500, "actions": ["notify"]})
+    answer = await alice.ok("POST", f"/rooms/{room_id}/upgrade", {"new_version": "12"})
+    followed = await what_is_set(alice, answer["replacement_room"])
+    assert followed["tags"] == {"m.favourite": {"order": 0.5}}
+    assert followed["room rules"] == [["dont_notify"]]

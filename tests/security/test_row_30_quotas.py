@@ -126,7 +126,7 @@ async def test_push_rules(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     # Many rules of a reasonable size: more than fits into other account data.
     for number in range(40):
         await alice.ok("PUT", f"{path}/{number}", {"pattern": "x" * 2500, "actions": ["notify"]})
-    monkeypatch.setattr(pusher_limits, "MAX_RULESET_BYTES", 120_000)
+    monkeypatch.setattr(account_data_limits, "MAX_RULESET_BYTES", 120_000)
     status = 200
     for number in range(40, 80):
         status, answer = await alice("PUT", f"{path}/{number}", {"pattern": "x" * 2500, "actions": []})
