@@ -59,7 +59,9 @@ class AdminReportEndpoints:
 
         return list_reports
 
-    async def _listed(self, kind: Kind, found: list[Report]) -> list[dict[str, Any]]:
+    async def _listed(
+        self, kind: Kind, found: list[Report], *, with_pdu: bool = False
+    ) -> list[dict[str, Any]]:
         """Describe reports: of events and rooms with the room's name, of events with who sent them."""
         if kind == "user":
             return [_basics(report) | {"target_user_id": report.user_id} for report in found]
@@ -67,8 +69,7 @@ class AdminReportEndpoints:
         rooms = {
             room.room_id: state_of(room) for room in await self._queries.rooms(room_ids, keys=(_NAME, _ALIAS))
         }
-        event_ids = [report.event_id for report in found if report.event_id]
-        events = await self._queries.events(event_ids)
+        events = await self._queries.events([report.event_id for report in found if report.event_id])
         listed = []
         for report in found:
             state = rooms.get(report.room_id, {})
@@ -77,9 +78,12 @@ class AdminReportEndpoints:
                 entry[name] = state[key].content.get(field) if key in state else None
             if kind == "event":
                 event = events.get(report.event_id)
-                known = event is not None and event.room_id == report.room_id
+                if event is not None and event.room_id != report.room_id:
+                    event = None
                 entry |= {"event_id": report.event_id, "score": report.score}
-                entry["sender"] = event.sender if known and event is not None else None
+                entry["sender"] = None if event is None else event.sender
+                if with_pdu:
+                    entry["event_json"] = None if event is None else event.pdu
             listed.append(entry)
         return listed
 
@@ -89,12 +93,7 @@ class AdminReportEndpoints:
             report = await self._db.read(reports.load_report, kind, request.path_params["report_id"])
             if report is None:
                 raise not_found("There is no such report")
-            answer = (await self._listed(kind, [report]))[0]
-            if kind == "event":
-                event = (await self._queries.events([report.event_id])).get(report.event_id)
-                known = event is not None and event.room_id == report.room_id
-                answer["event_json"] = event.pdu if known and event is not None else None
-            return json_response(answer)
+            return json_response((await self._listed(kind, [report], with_pdu=True))[0])
 
         return get
 

@@ -14,6 +14,7 @@ from clientapi.http.edge import Edge, check_alias, check_event_id, check_room_id
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.queries import state_of
 from clientapi.rooms.requests import Draft
+from clientapi.rooms.successors import TOMBSTONE
 from clientapi.storage import administration, directory, room_tasks, users
 from matrixlib.client_event import client_event
 from matrixlib.events import Event, StateKey
@@ -64,7 +65,6 @@ _DETAILED: Final[dict[str, tuple[str, str]]] = {
     "avatar": ("m.room.avatar", "url"),
     "replacement_room": ("m.room.tombstone", "replacement_room"),
 }
-TOMBSTONE: Final[StateKey] = ("m.room.tombstone", "")
 _KEYS: Final[list[StateKey]] = [(type_, "") for type_, _ in _LISTED.values()]
 _DETAILED_KEYS: Final[list[StateKey]] = [*_KEYS, *((type_, "") for type_, _ in _DETAILED.values())]
 

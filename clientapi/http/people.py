@@ -4,6 +4,7 @@ import msgspec
 import orjson
 
 from clientapi.http.edge import Edge, read_body
+from clientapi.rooms.membership import JOIN_RULES
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.queries import state_of
 from clientapi.storage import administration
@@ -18,7 +19,6 @@ MAX_TERM_CHARS = 300
 MAX_CANDIDATES = 200
 # In so many of their rooms it is looked up whether they are open to all.
 MAX_ROOMS = 1000
-JOIN_RULES = ("m.room.join_rules", "")
 HISTORY = ("m.room.history_visibility", "")
 
 

@@ -88,17 +88,9 @@ class RoomQueries:
     async def events(self, event_ids: Sequence[str], room_id: str = "") -> dict[str, Event]:
         """Return those of these events that are accepted in a room (empty: in any), by id."""
         found: dict[str, Event] = {}
-        if not event_ids:
-            return found
-        try:
-            answer = await self._stub.QueryEvents(
-                query_pb2.QueryEventsRequest(event_ids=event_ids, room_id=room_id), timeout=QUERY_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise matrix_error_from(error) from error
-        for stored in answer.events:
+        for stored in await self._accepted(event_ids, room_id):
             version = get_room_version(stored.room_version)
-            if version is not None and stored.status == query_pb2.EVENT_STATUS_ACCEPTED:
+            if version is not None:
                 event = parse_event(
                     stored.event.pdu_json, version, event_id=stored.event.event_id, verify_size=False
                 )
@@ -107,16 +99,18 @@ class RoomQueries:
 
     async def stands(self, room_id: str, event_id: str) -> bool:
         """Say whether an event is accepted in a room and not redacted."""
+        accepted = await self._accepted([event_id], room_id)
+        return any(not stored.HasField("redacted_because") for stored in accepted)
+
+    async def _accepted(self, event_ids: Sequence[str], room_id: str) -> list[query_pb2.StoredEvent]:
+        if not event_ids:
+            return []
+        request = query_pb2.QueryEventsRequest(event_ids=event_ids, room_id=room_id)
         try:
-            answer = await self._stub.QueryEvents(
-                query_pb2.QueryEventsRequest(event_ids=[event_id], room_id=room_id), timeout=QUERY_TIMEOUT_S
-            )
+            answer = await self._stub.QueryEvents(request, timeout=QUERY_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise matrix_error_from(error) from error
-        return any(
-            stored.status == query_pb2.EVENT_STATUS_ACCEPTED and not stored.HasField("redacted_because")
-            for stored in answer.events
-        )
+        return [stored for stored in answer.events if stored.status == query_pb2.EVENT_STATUS_ACCEPTED]
 
     async def event_at(self, room_id: str, before_ms: int) -> str | None:
         """Return the newest event of a room that was sent before a time, or None."""
