@@ -47,7 +47,9 @@ def _read_nids(
     state = reads.read_state(conn, request.room_id, [event_id], request.after)[0][1]
     if state is None:
         return None
-    own = events.load_events_by_id(conn, [event_id]).get(event_id)
+    own = None
+    if request.omit_members or request.with_own_auth_chain:
+        own = events.load_events_by_id(conn, [event_id]).get(event_id)
     if request.state_keys:
         numbers = states.load_key_ids(conn, [(key.type, key.state_key) for key in request.state_keys])
         nids = [state[number] for number in numbers.values() if number in state]
@@ -69,19 +71,13 @@ def _read_nids(
 def _without_members(conn: Connection, state: dict[int, int], own: events.EventRow | None) -> list[int]:
     """The state's events but for members that nobody needs at once (see `omit_members` in query.proto)."""
     keys = states.load_keys(conn, state)
-    members = {nid: keys[number][1] for number, nid in state.items() if keys[number][0] == MEMBER}
+    members = {nid: number for number, nid in state.items() if keys[number][0] == MEMBER}
     nids = [nid for nid in state.values() if nid not in members]
     kept = {nid for nid in members if own is not None and nid in own.auth}
     if not any(key in NAMES for key in keys.values()):
-        joiner = _state_key_of(conn, own)
+        joiner = own.key_id if own is not None else 0
         kept.update(_heroes(conn, [nid for nid in sorted(members) if members[nid] != joiner]))
     return [*nids, *kept]
-
-
-def _state_key_of(conn: Connection, row: events.EventRow | None) -> str:
-    """The state key of an event; empty where it has none."""
-    keys = states.load_keys(conn, [row.key_id]) if row is not None and row.key_id else {}
-    return next((state_key for _, state_key in keys.values()), "")
 
 
 def _heroes(conn: Connection, nids: list[int]) -> list[int]:
