@@ -142,7 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--rotate", action="store_true", help="replace those there are, listing them as old"
     )
-    key.add_parser("rotate", parents=[common], help="replace the signing keys, listing them as old")
+    rotate = key.add_parser("rotate", parents=[common], help="replace the signing keys, listing them as old")
+    rotate.set_defaults(rotate=True)
     return parser
 
 
@@ -245,7 +246,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if command == "key":
         from servicekit.cli.init import generate_keys
 
-        return generate_keys(config, rotate=options.action == "rotate" or options.rotate)
+        return generate_keys(config, rotate=options.rotate)
     return _log(config, options)
 
 
