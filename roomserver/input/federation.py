@@ -72,10 +72,11 @@ def judge(batch: Batch, request: Request) -> None:
             judged = Judged(Code.VERDICT_CODE_REJECTED, None, event)
         else:
             given = list(submit.state_before_event_ids) if index == 0 else []
+            heads_before = len(work.heads)
             judged = judge_event(batch, work, event, submit.origin_server, given)
             if judged.row is not None:
                 wake_waiters(batch, work, [event.event_id])
-                merge.merge_many_heads(batch, work)
+                merge.merge_many_heads(batch, work, heads_before)
         last_index = index
     answer(batch, request, work, judged, submit.events[-1].event_id, last_index)
 

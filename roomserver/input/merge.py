@@ -28,11 +28,15 @@ MERGE_AT_ONCE = 2 * MERGE_FROM
 MAX_TRIES = 5
 
 
-def merge_many_heads(batch: Batch, work: RoomWork) -> None:
+def merge_many_heads(batch: Batch, work: RoomWork, before: int) -> None:
     """In the middle of a batch: each event that comes costs more the more heads there are, so hundreds of forks
     do not wait for the end.
+
+    Args:
+        before: how many heads there were before the last event. Only whenever they pass a multiple of
+            `MERGE_FROM` a merge is tried: where nobody may send one, it would be in vain for each event.
     """
-    if len(work.heads) >= MERGE_AT_ONCE and len(work.heads) % MERGE_FROM == 0:
+    if len(work.heads) >= MERGE_AT_ONCE and len(work.heads) // MERGE_FROM > before // MERGE_FROM:
         merge_heads(batch, work)
 
 
