@@ -14,8 +14,8 @@ A NUL in a text, which users may write and PostgreSQL cannot hold, becomes U+FFF
 looked for, on both databases.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import orjson
 from sqlalchemy import Connection
@@ -94,19 +94,33 @@ class Sql:
 
 
 def _for_sqlite(parameters: Sequence[Any]) -> Sequence[Any]:
-    # SQLite's json_each ends a text at its first NUL and would find what nobody looks for.
+    return [_FOR_SQLITE[type(value)](value) if type(value) in _FOR_SQLITE else value for value in parameters]
+
+
+def _for_postgresql(parameters: Sequence[Any]) -> Sequence[Any]:
     return [
-        orjson.dumps(list(map(_storable, value))).decode() if type(value) is list else _storable(value)
+        _FOR_POSTGRESQL[type(value)](value) if type(value) in _FOR_POSTGRESQL else value
         for value in parameters
     ]
 
 
-def _for_postgresql(parameters: Sequence[Any]) -> Sequence[Any]:
-    return [list(map(_storable, value)) if type(value) is list else _storable(value) for value in parameters]
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
-def _storable(value: Any) -> Any:
-    return value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
+def _all_storable(values: list[Any]) -> list[Any]:
+    return list(map(_storable, values)) if values and type(values[0]) is str else values
+
+
+def _json_of(values: list[Any]) -> str:
+    text = orjson.dumps(values).decode()
+    # SQLite's json_each ends a text at its first NUL and would find what nobody looks for. Seen in the JSON, since
+    # looking into each value costs more than all the rest.
+    return orjson.dumps(_all_storable(values)).decode() if "\\u0000" in text else text
+
+
+_FOR_SQLITE: Final[dict[type, Callable[[Any], Any]]] = {str: _storable, list: _json_of}
+_FOR_POSTGRESQL: Final[dict[type, Callable[[Any], Any]]] = {str: _storable, list: _all_storable}
 
 
 def _converted(conn: Connection, text: str, error: Exception) -> Exception:
