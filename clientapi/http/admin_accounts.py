@@ -9,11 +9,12 @@ from sqlalchemy import Connection
 from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.tell import Teller, device_changed
 from clientapi.clock import Clock
-from clientapi.http.admin_parameters import local_user
+from clientapi.http.admin_parameters import existing_account, local_user
+from clientapi.http.devices import DeleteDevicesBody, DeviceBody, device_as_json, store_device_name
 from clientapi.http.edge import EMPTY, Edge, read_body
 from clientapi.http.login import check_device
 from clientapi.rooms.parts import Rooms
-from clientapi.storage import administration, settings, users
+from clientapi.storage import settings, users
 from clientapi.storage.administration import Account, Flag
 from clientapi.storage.users import Device
 from servicekit.errors import invalid_param, not_found
@@ -23,23 +24,11 @@ _USER_V1: Final = "/_synapse/admin/v1/users/{user_id}"
 _USER_V2: Final = "/_synapse/admin/v2/users/{user_id}"
 
 
-class DeviceBody(msgspec.Struct):
-    """`PUT /v2/users/{userId}/devices/{deviceId}`."""
-
-    display_name: str | None = None
-
-
 class NewDeviceBody(msgspec.Struct):
     """`POST /v2/users/{userId}/devices`."""
 
     device_id: str
     display_name: str | None = None
-
-
-class DeleteDevicesBody(msgspec.Struct):
-    """`POST /v2/users/{userId}/delete_devices`."""
-
-    devices: list[str]
 
 
 class AdminFlagBody(msgspec.Struct):
@@ -122,15 +111,9 @@ class AdminAccountEndpoints:
         user_id = (await self._account(request)).user_id
         body = await read_body(request, DeviceBody)
         check_device(None, body.display_name)
-        await self._db.write(self._store_name, user_id, request.path_params["device_id"], body.display_name)
+        device_id = request.path_params["device_id"]
+        await self._db.write(store_device_name, self._teller, user_id, device_id, body.display_name)
         return EMPTY
-
-    def _store_name(self, conn: Connection, user_id: str, device_id: str, name: str | None) -> None:
-        if users.load_device(conn, user_id, device_id) is None:
-            raise not_found("Device not found")
-        if name is not None:
-            users.rename_device(conn, user_id, device_id, name)
-            self._teller.tell_user(conn, "user.device", user_id, [device_changed(device_id, name)])
 
     async def delete_device(self, request: Request) -> Response:
         """End a device with its sessions."""
@@ -219,18 +202,8 @@ class AdminAccountEndpoints:
         """
         await self._edge.authenticate_admin(request)
         user_id = local_user(self._edge.config, request.path_params["user_id"])
-        account = await self._db.read(administration.load_account, user_id)
-        if account is None:
-            raise not_found("User not found")
-        return account
+        return await existing_account(self._db, user_id)
 
 
 def _device(device: Device) -> dict[str, Any]:
-    return {
-        "user_id": device.user_id,
-        "device_id": device.device_id,
-        "display_name": device.display_name,
-        "last_seen_ip": device.last_seen_ip,
-        "last_seen_ts": device.last_seen_ms,
-        "last_seen_user_agent": None,
-    }
+    return {"user_id": device.user_id, **device_as_json(device), "last_seen_user_agent": None}

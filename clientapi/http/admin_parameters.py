@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from clientapi.http.edge import check_user_id
+from clientapi.storage import administration
+from clientapi.storage.administration import Account
 from matrixlib.identifiers import server_name_of
 from servicekit.config import Config
-from servicekit.errors import invalid_param
+from servicekit.database import Database
+from servicekit.errors import invalid_param, not_found
 from servicekit.http import Request
 
 MAX_PAGE: Final = 1000
@@ -20,6 +23,14 @@ class Page:
     start: int
     limit: int
     backwards: bool
+
+
+async def existing_account(db: Database, user_id: str) -> Account:
+    """Return a local account. Raises MatrixError M_NOT_FOUND."""
+    account = await db.read(administration.load_account, user_id)
+    if account is None:
+        raise not_found("User not found")
+    return account
 
 
 def page_of_query(request: Request, default_direction: str = "f") -> Page:

@@ -10,14 +10,14 @@ from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.registration import Registration
 from clientapi.accounts.sessions import Session
-from clientapi.http.admin_parameters import bool_of_query, local_user, page_of_query
+from clientapi.http.admin_parameters import bool_of_query, existing_account, local_user, page_of_query
 from clientapi.http.edge import EMPTY, Edge, convert, read_body
 from clientapi.http.profile import check_profile_value
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.storage import administration
 from clientapi.storage.administration import Account, AccountFilter, Order
 from servicekit.database import Database
-from servicekit.errors import forbidden, invalid_param, not_found
+from servicekit.errors import forbidden, invalid_param
 from servicekit.http import Request, Response, Router, json_response
 
 _ADMIN: Final = "/_synapse/admin"
@@ -114,7 +114,7 @@ class AdminUserEndpoints:
     async def get_user(self, request: Request) -> Response:
         """Return an account."""
         await self._edge.authenticate_admin(request)
-        return json_response(_details(await self._existing(self._local_user(request))))
+        return json_response(_details(await existing_account(self._db, self._local_user(request))))
 
     # -- changing
     # --------------------------------------------------------------------------------------------------
@@ -146,7 +146,9 @@ class AdminUserEndpoints:
         await self._db.write(self._store, user_id, body, fields, password_hash)
         self._edge.sessions.forget_user(user_id)
         self._updates.wake()
-        return json_response(_details(await self._existing(user_id)), 201 if account is None else 200)
+        return json_response(
+            _details(await existing_account(self._db, user_id)), 201 if account is None else 200
+        )
 
     @staticmethod
     def _check_own(session: Session, user_id: str, body: UserBody) -> None:
@@ -186,7 +188,7 @@ class AdminUserEndpoints:
         session = await self._edge.authenticate_admin(request)
         user_id = self._local_user(request)
         await request.json(allow_empty=True)
-        account = await self._existing(user_id)
+        account = await existing_account(self._db, user_id)
         if user_id == session.user_id:
             raise invalid_param("You cannot take your own rights")
         if not account.deactivated:
@@ -201,7 +203,7 @@ class AdminUserEndpoints:
         user_id = self._local_user(request)
         body = await read_body(request, ResetPasswordBody)
         password = self._registration.check_new_password(body.new_password)
-        if (await self._existing(user_id)).deactivated:
+        if (await existing_account(self._db, user_id)).deactivated:
             raise forbidden("A deactivated account has no password")
         hashed = await self._passwords.hash(password)
         keep = session.device_id if session.user_id == user_id else None
@@ -211,12 +213,6 @@ class AdminUserEndpoints:
 
     def _local_user(self, request: Request) -> str:
         return local_user(self._edge.config, request.path_params["user_id"])
-
-    async def _existing(self, user_id: str) -> Account:
-        account = await self._db.read(administration.load_account, user_id)
-        if account is None:
-            raise not_found("User not found")
-        return account
 
 
 def _shared(account: Account) -> dict[str, Any]:

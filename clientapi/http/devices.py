@@ -55,7 +55,7 @@ class DeviceEndpoints:
         session = await self._edge.authenticate(request)
         await self._edge.sessions.flush_seen()
         devices = await self._db.read(users.load_devices, [session.user_id])
-        return json_response({"devices": [_as_json(device) for device in devices]})
+        return json_response({"devices": [device_as_json(device) for device in devices]})
 
     async def get_device(self, request: Request) -> Response:
         """Return one of the user's devices."""
@@ -64,26 +64,16 @@ class DeviceEndpoints:
         device = await self._db.read(users.load_device, session.user_id, request.path_params["device_id"])
         if device is None:
             raise not_found("There is no such device")
-        return json_response(_as_json(device))
+        return json_response(device_as_json(device))
 
     async def rename(self, request: Request) -> Response:
         """Give a device a name."""
         session = await self._edge.authenticate_setting(request)
         body = await read_body(request, DeviceBody)
         check_device(None, body.display_name)
-        await self._db.write(
-            self._store_name, session.user_id, request.path_params["device_id"], body.display_name
-        )
+        device_id = request.path_params["device_id"]
+        await self._db.write(store_device_name, self._teller, session.user_id, device_id, body.display_name)
         return EMPTY
-
-    def _store_name(self, conn: Connection, user_id: str, device_id: str, display_name: str | None) -> None:
-        if display_name is None:
-            if users.load_device(conn, user_id, device_id) is None:
-                raise not_found("There is no such device")
-            return
-        if not users.rename_device(conn, user_id, device_id, display_name):
-            raise not_found("There is no such device")
-        self._teller.tell_user(conn, "user.device", user_id, [device_changed(device_id, display_name)])
 
     async def delete(self, request: Request) -> Response:
         """End a device."""
@@ -109,7 +99,21 @@ class DeviceEndpoints:
         return EMPTY
 
 
-def _as_json(device: users.Device) -> dict[str, Any]:
+def store_device_name(
+    conn: Connection, teller: Teller, user_id: str, device_id: str, display_name: str | None
+) -> None:
+    """Name a device and tell of it; None leaves its name. Raises MatrixError M_NOT_FOUND."""
+    if display_name is None:
+        if users.load_device(conn, user_id, device_id) is None:
+            raise not_found("There is no such device")
+        return
+    if not users.rename_device(conn, user_id, device_id, display_name):
+        raise not_found("There is no such device")
+    teller.tell_user(conn, "user.device", user_id, [device_changed(device_id, display_name)])
+
+
+def device_as_json(device: users.Device) -> dict[str, Any]:
+    """Return a device as clients get it."""
     # NOTSPEC: null where the specification leaves a key out: there are clients that demand every key.
     return {
         "device_id": device.device_id,
