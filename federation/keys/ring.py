@@ -200,6 +200,9 @@ class KeyRing:
         for notary in self._notaries:
             if notary == server_name:
                 continue
+            if server_name in self._notaries and not await self._load(notary):
+                # Two that are away would wait for each other's keys for ever.
+                continue
             try:
                 rows = await self._ask_notary(notary, server_name)
             except (RemoteError, KeyObjectError) as error:

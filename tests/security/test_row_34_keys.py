@@ -24,6 +24,7 @@ from servicekit.keys import load_old_keys, load_signing_key, rotate_signing_key
 from tests.support.evil_peer import Answer, EvilPeer
 from tests.support.federation import until
 from tests.support.federation_alone import FederationAlone
+from tests.support.ports import free_port
 from tests.support.tls_ca import TestCa
 
 NOW = 1_800_000_000_000
@@ -225,3 +226,11 @@ async def test_our_keys_and_those_of_others_are_told_signed(
     wanted = {"server_keys": {us.server_name: {}, peer.server_name: {}, "not a name": {}, "localhost:1": {}}}
     status, body = await peer.ask("POST", us.base_url, "/_matrix/key/v2/query", None, wanted, signed=False)
     assert {value["server_name"] for value in body["server_keys"]} == {us.server_name, peer.server_name}
+
+
+async def test_two_notaries_that_are_away_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    away = [f"localhost:{free_port()}" for _ in range(3)]
+    settings: dict[str, Any] = {"federation.key_servers": away[:2]}
+    async with FederationAlone(tmp_path, TestCa(tmp_path / "ca"), **settings) as us, asyncio.timeout(30):
+        assert await us.parts.ring.all_keys(away[2]) == []
+        assert await us.parts.ring.all_keys(away[0]) == []
