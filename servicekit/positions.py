@@ -1,4 +1,4 @@
-"""Reads follow writes, inside one process: the OUTPUT position of each user's and each room's last verdict.
+"""Reads follow writes, inside one process: the OUTPUT positions of the verdicts that were told to its users.
 
 The writer notes the position when a verdict comes; a reader in the same process waits until it has applied
 it. Memory only: a restart or another edge knows nothing, which costs at most a read that is some milliseconds
@@ -11,32 +11,28 @@ DEFAULT_CAPACITY = 100_000
 
 
 class UserPositions:
-    """The last OUTPUT stream sequence per user, and per room. Bounded: those not noted for longest are forgotten."""
+    """The last OUTPUT stream sequence of all, and per user. Bounded: those not noted for longest are forgotten.
+
+    Attributes:
+        newest: the furthest of all.
+    """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._capacity = capacity
+        self.newest = 0
         self._positions: OrderedDict[str, int] = OrderedDict()
 
-    def note(self, user_id: str, position: int, room_id: str = "") -> None:
-        """Remember that the user's own writes reach to `position`, and what was written to the room; an older
-        one changes nothing.
-        """
-        self._note(user_id, position)
-        if room_id:
-            self._note(room_id, position)
-
-    def _note(self, id_: str, position: int) -> None:
-        known = self._positions.get(id_, 0)
-        self._positions[id_] = max(known, position)
-        self._positions.move_to_end(id_)
+    def note(self, user_id: str, position: int) -> None:
+        """Remember that the user's own writes reach to `position`; an older one changes nothing."""
+        self.newest = max(self.newest, position)
+        self._positions[user_id] = max(self._positions.get(user_id, 0), position)
+        self._positions.move_to_end(user_id)
         if len(self._positions) > self._capacity:
             self._positions.popitem(last=False)
 
-    def last(self, id_: str) -> int:
-        """Return the position to wait for before answering the user, or about the room; 0: nothing to wait
-        for.
-        """
-        return self._positions.get(id_, 0)
+    def last(self, user_id: str) -> int:
+        """Return how far the user's own writes reach; 0: none is known."""
+        return self._positions.get(user_id, 0)
 
 
 user_positions = UserPositions()

@@ -1,4 +1,7 @@
-"""Reads follow writes: a read waits until what the same user wrote through this process is applied here."""
+"""Reads follow writes: a read waits until what was written through this process is applied here.
+
+Not only what the same user wrote: a user who was told of another's write, by whatever way, expects to find it.
+"""
 
 import asyncio
 import time
@@ -20,7 +23,7 @@ WaitFor = Callable[[int, float], Awaitable[bool]]
 
 
 class ReadsFollowWrites:
-    """Waits for a user's own last write.
+    """Waits for the last write.
 
     Args:
         positions: of the verdicts that came to this process.
@@ -37,9 +40,9 @@ class ReadsFollowWrites:
         """Return the sequence of the user's last write; 0: none known."""
         return self._positions.last(user_id)
 
-    async def wait(self, user_id: str) -> None:
+    async def wait(self) -> None:
         """Wait, but not for ever: a read that is a little old is better than none."""
-        wanted = self._positions.last(user_id)
+        wanted = self._positions.newest
         if wanted > self._position():
             await self._wait_for(wanted, WAIT_S)
 

@@ -2,9 +2,9 @@
 
 A user whose requests meet another edge than the one that took the write would read an older room there. Such a
 read asks the room's owner for the position of its last message (from the owner's memory) and waits until that is
-applied here. Where no other edge can have written, the verdicts that came to this process say as much, and
-nobody is asked. What is asked while a question is under way goes out together as the next. When the owner does not
-answer, the read is answered with what is here: an old answer is better than none.
+applied here. Where no other edge can have written, nobody is asked: what this process wrote is waited for anyway.
+What is asked while a question is under way goes out together as the next. When the owner does not answer, the read
+is answered with what is here: an old answer is better than none.
 """
 
 import asyncio
@@ -33,7 +33,6 @@ class RoomPositions:
         rooms: the RoomServer's query stub.
         wait_for: waits until a sequence is applied here.
         is_only_edge: says that whatever was acknowledged to clients went through this process, or is applied.
-        written_here: says up to which sequence this process has written to a room.
         clock: seconds, never going back.
     """
 
@@ -42,13 +41,11 @@ class RoomPositions:
         rooms: Any,
         wait_for: Callable[[int, float], Awaitable[bool]],
         is_only_edge: Callable[[], bool],
-        written_here: Callable[[str], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rooms = rooms
         self._wait_for = wait_for
         self._is_only_edge = is_only_edge
-        self._written_here = written_here
         self._clock = clock
         self._wanted: set[str] = set()
         self._next: asyncio.Future[dict[str, int]] | None = None
@@ -57,12 +54,9 @@ class RoomPositions:
 
     async def wait(self, room_id: str) -> None:
         """Wait until what the room's owner has told is applied here, but not for ever."""
-        if self._is_only_edge():
-            sequence = self._written_here(room_id)
-        elif self._clock() < self._quiet_until_s:
+        if self._is_only_edge() or self._clock() < self._quiet_until_s:
             return
-        else:
-            sequence = (await self._ask(room_id)).get(room_id, 0)
+        sequence = (await self._ask(room_id)).get(room_id, 0)
         if sequence:
             await self._wait_for(sequence, WAIT_S)
 

@@ -108,7 +108,7 @@ class SyncApi:
             self._accounts,
             self._presence,
             remote,
-            RoomPositions(self._rooms, reads.wait_for_sequence, self._is_only_edge, user_positions.last),
+            RoomPositions(self._rooms, reads.wait_for_sequence, self._is_only_edge),
             RateLimiter.of(config.rate_limits, "search"),
         )
 

@@ -175,7 +175,7 @@ class RoomCreator:
             raise
         if room.public:
             await self._db.write(directory.store_published, room_id, room.creator, self._clock())
-        user_positions.note(room.creator, sequence, room_id)
+        user_positions.note(room.creator, sequence)
         last = chain.events[-1]
         head = Head(room.room_version, (last.event_id,), last.depth, sequence)
         head.learn(chain.state, chain.state)

@@ -160,7 +160,7 @@ class Memberships:
     def _happened(self, user_id: str, room_id: str, sent: Sent) -> None:
         """Something was done in a room that did not go through its lane."""
         if sent.output_sequence:
-            user_positions.note(user_id, sent.output_sequence, room_id)
+            user_positions.note(user_id, sent.output_sequence)
         self._sender.lane(room_id).forget_view()
 
     async def _authoriser(

@@ -77,7 +77,7 @@ class RoomSender:
             MatrixError: what the client is answered; 503 when NATS or the RoomServer does not answer in time.
         """
         if key is None:
-            return await self._await(self.lane(room_id).submit(wish, None), room_id, wish.sender)
+            return await self._await(self.lane(room_id).submit(wish, None), wish.sender)
         done = self._done.get(key)
         if done is not None:
             _repeated.inc()
@@ -86,17 +86,17 @@ class RoomSender:
         future = self._in_progress.get(key)
         if future is not None:
             _repeated.inc()
-            return await self._await(future, room_id, wish.sender)
+            return await self._await(future, wish.sender)
         future = self.lane(room_id).submit(wish, key)
         self._in_progress[key] = future
         future.add_done_callback(lambda ended: self._end(key, ended))
-        return await self._await(future, room_id, wish.sender)
+        return await self._await(future, wish.sender)
 
-    async def _await(self, future: "asyncio.Future[Sent]", room_id: str, sender: str) -> Sent:
+    async def _await(self, future: "asyncio.Future[Sent]", sender: str) -> Sent:
         # Shielded: the client's disconnect does not take back what was accepted.
         sent = await asyncio.shield(future)
         if sent.output_sequence:
-            user_positions.note(sender, sent.output_sequence, room_id)
+            user_positions.note(sender, sent.output_sequence)
         return sent
 
     def _end(self, key: TransactionKey, future: "asyncio.Future[Sent]") -> None:

@@ -48,9 +48,9 @@ class Edge:
     searches: RateLimiter
 
     async def caller(self, request: Request) -> Caller:
-        """Return who makes a request, once what they wrote is applied; also at another edge, for one room."""
+        """Return who makes a request, once what was written is applied; also at another edge, for one room."""
         caller = await self.tokens.resolve(request)
-        await self.reads.wait(caller.user_id)
+        await self.reads.wait()
         room_id = request.path_params.get("room_id")
         if room_id is not None:
             await self.room_positions.wait(room_id)

@@ -130,7 +130,7 @@ class SyncEngine:
         Raises:
             MatrixError: M_INVALID_PARAM for a token of the future; 503 while stopping.
         """
-        await self._reads.wait(request.user_id)
+        await self._reads.wait()
         key = self._key(request)
         if request.since is not None:
             await self._check_since(request.since)

@@ -22,7 +22,7 @@ class Owner:
         return query_pb2.QueryRoomPositionResponse(output_sequences=[7] * len(request.room_ids))
 
 
-def made(*, only: bool, written: int = 0) -> SimpleNamespace:
+def made(*, only: bool) -> SimpleNamespace:
     """The positions with what they ask and wait for."""
     owner, waited = Owner(), []
 
@@ -30,7 +30,7 @@ def made(*, only: bool, written: int = 0) -> SimpleNamespace:
         waited.append(sequence)
         return True
 
-    positions = RoomPositions(owner, wait_for, lambda: only, lambda room_id: written)
+    positions = RoomPositions(owner, wait_for, lambda: only)
     return SimpleNamespace(owner=owner, waited=waited, wait=positions.wait)
 
 
@@ -40,14 +40,8 @@ async def test_the_only_edge_asks_nobody() -> None:
     assert (parts.owner.asked, parts.waited) == ([], [])
 
 
-async def test_the_only_edge_waits_for_what_anybody_wrote_to_the_room_here() -> None:
-    parts = made(only=True, written=5)
-    await parts.wait(ROOM)
-    assert (parts.owner.asked, parts.waited) == ([], [5])
-
-
 async def test_where_others_may_have_written_the_owner_is_asked() -> None:
-    parts = made(only=False, written=5)
+    parts = made(only=False)
     await asyncio.gather(parts.wait(ROOM), parts.wait(ROOM))
     assert parts.owner.asked[0] == [ROOM]
     assert parts.waited == [7, 7]
