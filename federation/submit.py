@@ -192,5 +192,5 @@ def malformed(pdu: object, error: ValueError) -> MatrixError:
 
 
 def is_accepted(verdict: Verdict) -> bool:
-    """Whether the event stands in the room now, or was here before, however it was judged then."""
+    """Whether the event stands in the room, since now or since before."""
     return verdict.code in (input_pb2.VERDICT_CODE_ACCEPTED, input_pb2.VERDICT_CODE_DUPLICATE)

@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.http.authentication import Caller
@@ -220,8 +219,6 @@ class MembershipRoutes:
         verdict = await self._submitter.submit(room_id, federation_entry(checked, caller.origin))
         if not is_accepted(verdict):
             raise refusal_of(verdict)
-        if verdict.code == input_pb2.VERDICT_CODE_DUPLICATE:
-            await self._require_accepted(checked)
         return checked
 
     async def _require_known(self, event: Event) -> None:
@@ -236,12 +233,6 @@ class MembershipRoutes:
         outside = {event_id for event_id in event.prev_event_ids if known.get(event_id) == _OUTLIER}
         if named - known.keys() or outside:
             raise invalid_param("The event names events that are not known here")
-
-    async def _require_accepted(self, event: Event) -> None:
-        """An event that was here before: who was refused then gets nothing of the room by asking again."""
-        known = await self._rooms.events([event.event_id], event.room_id)
-        if not known or known[0].status != query_pb2.EVENT_STATUS_ACCEPTED:
-            raise forbidden("The event was refused")
 
     def _parse(self, caller: Caller, view: RoomView, membership: str) -> Event:
         try:

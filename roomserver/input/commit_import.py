@@ -58,11 +58,7 @@ def judge(batch: Batch, request: Request) -> None:
         known = batch.row_of(join.event_id)
         if known is not None and known.in_graph:
             staging.delete_import(batch.conn, commit.import_id)
-            batch.answer(
-                request,
-                input_pb2.Verdict(code=Code.VERDICT_CODE_DUPLICATE, event_id=join.event_id),
-                row=known,
-            )
+            batch.answer(request, local.repeat(join.event_id, known), row=known)
             return
     job = staging.load_job(batch.conn, commit.import_id)
     if job is None or job.room_id != request.room_id:

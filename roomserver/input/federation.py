@@ -1,6 +1,7 @@
 """Events of other servers, judged one by one (server-server API, "Checks performed on receipt of a PDU").
 
     format, id, hash          REJECTED, not stored; a wrong content hash leaves the redacted form
+    known                     DUPLICATE, or as it was refused then
     auth or prev missing      WAITING, stored aside, told as RoomMissing
     auth at its auth events   REJECTED, stored with the rule
     state before              from the prev events, resolved where branches meet; or as the other server
@@ -83,7 +84,10 @@ def judge(batch: Batch, request: Request) -> None:
 
 def answer(batch: Batch, request: Request, work: RoomWork, judged: Judged, event_id: str, index: int) -> None:
     """Note the verdict on an entry."""
-    verdict = input_pb2.Verdict(code=judged.code, event_id=event_id)  # type: ignore[arg-type]
+    if judged.code == Code.VERDICT_CODE_DUPLICATE:
+        verdict = local.repeat(event_id, judged.row)
+    else:
+        verdict = input_pb2.Verdict(code=judged.code, event_id=event_id)  # type: ignore[arg-type]
     if judged.refusal is not None:
         verdict.rejection.CopyFrom(judged.refusal.message(index))
     elif judged.row is not None and judged.row.rejection:

@@ -1,7 +1,7 @@
 """Entries of our own users: accepted whole or refused whole, on the heads that the room has now.
 
 transaction key known?      DUPLICATE
-events known?               DUPLICATE
+events known?               DUPLICATE, or as they were refused then
 room, version, format, ids  REJECTED
 built on the present heads? STALE, unless it may fork
 auth, event by event        REJECTED, the first offender named
@@ -20,7 +20,7 @@ from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
 from roomserver.rooms import Room, RoomWork
-from roomserver.storage.events import ACCEPTED, REJECTED, EventRow
+from roomserver.storage.events import ACCEPTED, REJECTED, SOFT_FAILED, EventRow
 from roomserver.storage.rooms import RoomRow
 
 Code = input_pb2.VerdictCode
@@ -89,12 +89,22 @@ def answer_duplicate(batch: Batch, request: Request, submit: input_pb2.SubmitEve
     else:
         return False
     metrics.verdicts.labels("duplicate").inc()
-    batch.answer(
-        request,
-        input_pb2.Verdict(code=Code.VERDICT_CODE_DUPLICATE, event_id=event_id),
-        row=row,
-    )
+    batch.answer(request, repeat(event_id, row), row=row)
     return True
+
+
+def repeat(event_id: str, row: EventRow | None) -> input_pb2.Verdict:
+    """Return the verdict on an event that was judged before: what was refused then is refused again."""
+    refused = _REFUSED.get(row.status) if row is not None else None
+    if row is None or refused is None:
+        return input_pb2.Verdict(code=Code.VERDICT_CODE_DUPLICATE, event_id=event_id)
+    verdict = input_pb2.Verdict(code=refused, event_id=event_id)
+    if row.rejection:
+        verdict.rejection.MergeFromString(row.rejection)
+    return verdict
+
+
+_REFUSED = {REJECTED: Code.VERDICT_CODE_REJECTED, SOFT_FAILED: Code.VERDICT_CODE_SOFT_FAILED}
 
 
 def metrics_accepted() -> None:

@@ -281,6 +281,8 @@ class InputInMemory(Submitter):
                     self._memory.outlier_memberships[key] = event
                 continue
             room = self._memory.of[event.room_id]
+            if event.event_id in room.rejected:
+                return Verdict(code=input_pb2.VERDICT_CODE_REJECTED, event_id=event.event_id)
             if event.event_id in room.events:
                 return Verdict(code=input_pb2.VERDICT_CODE_DUPLICATE, event_id=event.event_id)
             missing = [prev for prev in event.prev_event_ids if prev not in room.events]

@@ -63,7 +63,9 @@ class _VerdictCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerdictCo
     VERDICT_CODE_ACCEPTED: _VerdictCode.ValueType  # 1
     """Stored and told on OUTPUT."""
     VERDICT_CODE_DUPLICATE: _VerdictCode.ValueType  # 2
-    """The transaction key or the event was seen before; `event_id` is the first event."""
+    """The transaction key or the event was seen before, and accepted; `event_id` is the first event. What was refused
+    then is refused again: SOFT_FAILED or REJECTED, with the first `rejection`.
+    """
     VERDICT_CODE_SOFT_FAILED: _VerdictCode.ValueType  # 3
     """Allowed by its own auth events, not by the room's present state: kept, shown to nobody."""
     VERDICT_CODE_REJECTED: _VerdictCode.ValueType  # 4
@@ -83,7 +85,9 @@ VERDICT_CODE_UNSPECIFIED: VerdictCode.ValueType  # 0
 VERDICT_CODE_ACCEPTED: VerdictCode.ValueType  # 1
 """Stored and told on OUTPUT."""
 VERDICT_CODE_DUPLICATE: VerdictCode.ValueType  # 2
-"""The transaction key or the event was seen before; `event_id` is the first event."""
+"""The transaction key or the event was seen before, and accepted; `event_id` is the first event. What was refused
+then is refused again: SOFT_FAILED or REJECTED, with the first `rejection`.
+"""
 VERDICT_CODE_SOFT_FAILED: VerdictCode.ValueType  # 3
 """Allowed by its own auth events, not by the room's present state: kept, shown to nobody."""
 VERDICT_CODE_REJECTED: VerdictCode.ValueType  # 4

@@ -37,6 +37,12 @@ def stored(bench: JudgeBench, event_id: str) -> query_pb2.StoredEvent:
     return bench.database.read_sync(reads.read_stored, [event_id])[0]
 
 
+def judged_again(bench: JudgeBench, request: tuple[str, list[InputEntry]]) -> tuple[int, str]:
+    """The verdict on an entry that was judged before."""
+    verdict = bench.submit(request)[0]
+    return verdict.code, verdict.rejection.rule
+
+
 def current_ids(bench: JudgeBench, room_id: str) -> set[str]:
     request = query_pb2.QueryLatestRequest(room_id=room_id, all_state=True)
     return {event.event_id for event in bench.database.read_sync(reads.read_latest, request)[0].state}
@@ -94,6 +100,7 @@ def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
     verdict = bench.submit(foreign(room_id, [bad]))[0]
     assert verdict.code == CODE.VERDICT_CODE_REJECTED
     assert verdict.rejection.rule
+    assert judged_again(bench, foreign(room_id, [bad])) == (verdict.code, verdict.rejection.rule)
     after = room.send(BOB, "m.room.message", {"body": "x"}, prev=[bad.event_id])
     assert bench.submit(foreign(room_id, [after]))[0].code == CODE.VERDICT_CODE_ACCEPTED
     assert bad.event_id not in current_ids(bench, room_id)
@@ -108,6 +115,28 @@ def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
     assert {event.event_id for event in explained.checked_against} >= {room.create.event_id}
 
 
+@pytest.mark.parametrize("origin", [OUTLIER, HISTORY])
+def test_what_was_refused_is_refused_again(bench: JudgeBench, origin: Any) -> None:
+    room, room_id = begin(bench)
+    bad = room.send(BOB, "m.room.power_levels", {"users": {BOB: 100}}, state_key="")
+    verdict = bench.submit(foreign(room_id, [bad], origin=origin))[0]
+    assert verdict.code == CODE.VERDICT_CODE_REJECTED
+    for again in (origin, EventOrigin.EVENT_ORIGIN_FEDERATION):
+        request = foreign(room_id, [bad], origin=again)
+        assert judged_again(bench, request) == (verdict.code, verdict.rejection.rule)
+
+
+def test_a_join_that_was_refused_is_not_imported(bench: JudgeBench) -> None:
+    room = Room(creator=BOB).with_members(CAROL)
+    room_id = room.room_id or ""
+    assert imported(bench, room, room.member(ERIN, "join")) == CODE.VERDICT_CODE_ACCEPTED
+    ban = room.member(DAVE, "ban", by=BOB)
+    assert bench.submit(foreign(room_id, [ban]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    refused = room.member(DAVE, "join")
+    assert bench.submit(foreign(room_id, [refused]))[0].code == CODE.VERDICT_CODE_REJECTED
+    assert imported(bench, room, refused, "import-2") == CODE.VERDICT_CODE_REJECTED
+
+
 def test_a_soft_failed_event_is_shown_to_nobody(bench: JudgeBench) -> None:
     room, room_id = begin(bench)
     before = room.heads
@@ -118,6 +147,7 @@ def test_a_soft_failed_event_is_shown_to_nobody(bench: JudgeBench) -> None:
     verdict = bench.submit(foreign(room_id, [late]))[0]
     assert verdict.code == CODE.VERDICT_CODE_SOFT_FAILED
     assert verdict.rejection.errcode == "M_FORBIDDEN"
+    assert judged_again(bench, foreign(room_id, [late])) == (verdict.code, verdict.rejection.rule)
     assert len(bench.entries) == told
     latest = bench.database.read_sync(reads.read_latest, query_pb2.QueryLatestRequest(room_id=room_id))[0]
     assert list(latest.forward_extremities) == [ban.event_id]
