@@ -4,8 +4,8 @@
         -> run all until SIGTERM, SIGINT or a failure
         -> no new requests -> drain -> requests finish -> run is cancelled -> stop all
 
-The listeners answer from the first moment: what comes while a service still starts waits for a while, then
-gets a 503.
+The listeners answer from the first moment: what comes while services still start waits for a while, then gets
+a 503. It waits for all of them, since services of one process ask each other.
 """
 
 import asyncio
@@ -220,8 +220,7 @@ class _Process:
         await service.run()
 
     async def _announce(self) -> None:
-        for started in self._started.values():
-            await started.wait()
+        await self._all_started()
         for listener in self._listeners:
             listener.set_ready()
         # What is alive now lives as long as the process: the collector need not look at it again and again.
@@ -230,14 +229,17 @@ class _Process:
         gc.set_threshold(20_000, 20, 50)
         log.info("ready", services=" ".join(self._factories))
 
+    async def _all_started(self) -> None:
+        for started in self._started.values():
+            await started.wait()
+
     async def _ready(self, route: Route) -> bool:
-        """Wait for the service that a route belongs to, for a while."""
-        started = self._started.get(route.owner or "")
-        if started is None or started.is_set():
+        """Wait for the services, for a while, if a route is one of theirs."""
+        if route.owner is None:
             return True
         try:
             async with asyncio.timeout(START_WAIT_S):
-                await started.wait()
+                await self._all_started()
         except TimeoutError:
             return False
         return True
