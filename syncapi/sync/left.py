@@ -8,7 +8,7 @@ from syncapi.sync.context import Reader
 from syncapi.sync.joined import render_events
 from syncapi.sync.request import SyncRequest
 from syncapi.sync.state import DatabaseSource, select_state
-from syncapi.sync.timeline import Timeline, load_timeline, make_timeline
+from syncapi.sync.timeline import load_timeline, make_timeline, wanted
 from syncapi.visibility import Past
 
 
@@ -33,27 +33,34 @@ def render_left(
     past = Past(reader.user_id, history, sees_until=row.position)
     # The state is that of the moment of leaving: what changed between leaving and a later ban is not shown.
     sight_ends = row.joined_until
-    after = since if since is not None else max(told_since or 0, 0)
-    if row.joined_since is not None and since is None and row.joined_since > after:
-        after = 0 if told_since is None else row.joined_since - 1
-    end_depth = _depth(connection, row)
-    timeline = load_timeline(
-        connection,
-        reader,
-        past,
-        row.room_id,
-        after=0 if told_since is None else after,
-        through=row.position,
-        empty_prev_batch=f"t1_{end_depth + 1}_0",
-        end_depth=end_depth,
-    )
-    if not history:
-        # Of a room that we were never in there is only the user's own event.
-        own = event_storage.load_event(connection, row.event_id)
-        timeline = _only(own, timeline)
+    end_depth = event_storage.load_depth_at(connection, row.room_id, row.position)
+    nothing_before = f"t1_{end_depth + 1}_0"
     chosen: list[StoredEvent] = []
-    never_here = sight_ends is None or (told_since is not None and sight_ends <= told_since)
-    if not never_here and sight_ends is not None:
+    if sight_ends is None or (told_since is not None and sight_ends <= told_since):
+        # Never there, or the client knows: there is only what ended an invite, a knock or a ban.
+        own = event_storage.load_event(connection, row.event_id)
+        timeline = make_timeline(
+            [own] if own is not None and _passes(own, reader) else [],
+            limited=False,
+            complete=True,
+            empty_prev_batch=nothing_before,
+            end_depth=end_depth,
+            through=row.position,
+        )
+    else:
+        after = since if since is not None else max(told_since or 0, 0)
+        if row.joined_since is not None and since is None and row.joined_since > after:
+            after = 0 if told_since is None else row.joined_since - 1
+        timeline = load_timeline(
+            connection,
+            reader,
+            past,
+            row.room_id,
+            after=0 if told_since is None else after,
+            through=row.position,
+            empty_prev_batch=nothing_before,
+            end_depth=end_depth,
+        )
         chosen = select_state(
             DatabaseSource(connection),
             reader,
@@ -69,18 +76,8 @@ def render_left(
     )
 
 
-def _depth(connection: Connection, row: UserRoom) -> int:
-    return event_storage.load_depth_at(connection, row.room_id, row.position)
-
-
-def _only(own: StoredEvent | None, timeline: Timeline) -> Timeline:
-    if own is None or timeline.events:
-        return timeline
-    return make_timeline(
-        [own],
-        limited=False,
-        complete=True,
-        empty_prev_batch=timeline.prev_batch,
-        end_depth=own.depth,
-        through=own.position,
+def _passes(own: StoredEvent, reader: Reader) -> bool:
+    filter_ = reader.filter.timeline
+    return (
+        filter_.limit != 0 and filter_.passes_room(own.room_id) and wanted(own, reader.filter, reader.ignored)
     )

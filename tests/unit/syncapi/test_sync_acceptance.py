@@ -129,6 +129,15 @@ async def test_a_rescinded_and_a_rejected_invite_are_left_rooms(world: SyncWorld
     left = answer["rooms"]["leave"][room.room_id]
     assert [event["event_id"] for event in left["timeline"]["events"]] == [rejected]
     assert "rooms" not in await world.sync(BOB, answer["next_batch"])
+    # Nor is the invite repeated to who did not hear of it, or asks for rooms that were left.
+    only_left = {"room": {"include_leave": True, "timeline": {"limit": 1}}}
+    for late in (await world.sync(BOB, start), await world.sync(BOB, filter_=only_left)):
+        timeline = late["rooms"]["leave"][room.room_id]["timeline"]
+        assert [event["event_id"] for event in timeline["events"]] == [rejected]
+        assert timeline["limited"] is False
+    none = {"room": {"timeline": {"limit": 0}}}
+    left = (await world.sync(BOB, again["next_batch"], filter_=none))["rooms"]["leave"][room.room_id]
+    assert left["timeline"]["events"] == []
 
 
 async def test_a_room_joined_left_and_joined_again_between_two_syncs(world: SyncWorld) -> None:
