@@ -64,6 +64,16 @@ def sender_level(sender: str, power_levels: Mapping[str, Any], creators: frozens
         return 0
 
 
+def creators_with_power(room_version: str, create_sender: str, content: Mapping[str, Any]) -> frozenset[str]:
+    """Return the users whose power is without limit, by the create event of a room; none in most versions."""
+    version = get_room_version(room_version)
+    if version is None or not version.privileged_creators:
+        return frozenset()
+    others = content.get("additional_creators")
+    others = others if isinstance(others, list) else []
+    return frozenset({create_sender, *(user for user in others if isinstance(user, str))})
+
+
 def parse_rules(content_json: bytes) -> Ruleset:
     """Return the rule set in an `m.push_rules`; an empty one if it is none."""
     content = orjson.loads(content_json)

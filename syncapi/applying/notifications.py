@@ -116,10 +116,7 @@ def _power_levels(batch: Batch, room: RoomCache) -> dict[str, Any]:
         create = _state_event(batch, room, "m.room.create")
         if create is not None:
             content = orjson.loads(create.body + b"}")["content"]
-            others = content.get("additional_creators")
-            room.creators = frozenset(
-                {create.sender, *(user for user in others or () if isinstance(user, str))}
-            )
+            room.creators = notifications.creators_with_power(room.version, create.sender, content)
     return room.power_levels
 
 

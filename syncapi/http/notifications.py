@@ -2,14 +2,12 @@
 
 What an event made of the room's running totals is what the class of predefined rules said; the user's exceptions come
 on top. So the list agrees with the unread counts.
-
-NOTSPEC: of actions only `notify` and the highlight tweak are told; sounds are not kept.
 """
 
 import heapq
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 from sqlalchemy import Connection
@@ -20,6 +18,8 @@ from syncapi.applied import StoredEvent, UserRoom
 from syncapi.auth import Caller
 from syncapi.http.edge import Edge
 from syncapi.http.rendering import render_one
+from syncapi.notifications import Outcome
+from syncapi.push_actions import PushActions
 from syncapi.storage import events as event_storage
 from syncapi.storage import members, state, threads
 from syncapi.storage.accounts import load_account_entry
@@ -30,7 +30,6 @@ from syncapi.window import parse_ignored
 MAX_SCANNED = 5_000
 MAX_LIMIT = 100
 PAGE = 50
-HIGHLIGHT: list[Any] = ["notify", {"set_tweak": "highlight"}]
 
 
 class _Counted(NamedTuple):
@@ -72,6 +71,7 @@ def load_notifications(
     }
     through = MAX_POSITION if before is None else before - 1
     histories = state.load_member_history(connection, list(joined), user_id)
+    actions = PushActions(connection, user_id)
     found: list[bytes] = []
     next_token: int | None = None
     merged = heapq.merge(
@@ -95,7 +95,7 @@ def load_notifications(
         found.append(
             b'{"actions":%b,"event":%b,"read":%b,"room_id":%b,"ts":%d}'
             % (
-                orjson.dumps(HIGHLIGHT if highlight > 0 else ["notify"]),
+                orjson.dumps(actions.of(event, Outcome(True, highlight > 0))),
                 render_one(caller, event, past, outside),
                 b"true" if _is_read(event, joined[event.room_id], read_places) else b"false",
                 orjson.dumps(event.room_id),
@@ -121,7 +121,7 @@ def add_routes(router: Router, edge: Edge) -> None:
         token = request.query.get("from")
         if token and not (token.isascii() and token.isdigit() and len(token) <= 18):
             raise invalid_param("from is not a token of this endpoint")
-        limit = max(request.query_int("limit", 20, maximum=MAX_LIMIT), 1)
+        limit = request.query_int("limit", 20, minimum=0, maximum=MAX_LIMIT)
         return json_response(
             await edge.read(
                 load_notifications,

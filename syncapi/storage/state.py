@@ -208,6 +208,18 @@ def load_members(
     ]
 
 
+def count_joined(connection: Connection, room_id: str, joined: int, at: int) -> int:
+    """Return how many were joined at a position, by how many are now: looks at what changed since."""
+    member = "FROM room_state WHERE room_id = ? AND type = 'm.room.member' AND membership = 'join'"
+    found = row(
+        connection,
+        f"SELECT (SELECT count(*) {member} AND since_position <= ? AND until_position > ? AND NOT {_CURRENT})"
+        f" - (SELECT count(*) {member} AND since_position > ? AND {_CURRENT})",
+        (room_id, at, at, room_id, at),
+    )
+    return joined + (int(found[0]) if found else 0)
+
+
 def load_member_bodies(
     connection: Connection, room_id: str, user_ids: Iterable[str]
 ) -> list[tuple[str, bytes]]:
