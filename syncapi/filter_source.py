@@ -28,7 +28,7 @@ class FilterCache(FilterSource):
         Raises:
             MatrixError: it is not JSON, no filter, or not stored (400).
         """
-        if not text:
+        if text is None:
             return NO_FILTER
         inline = text.startswith("{")
         key = ("", text) if inline else (user_id, text)

@@ -116,6 +116,13 @@ def _strings(value: dict[str, Any], key: str) -> list[str] | None:
     return found
 
 
+def _ids(value: dict[str, Any], key: str, sigil: str) -> list[str] | None:
+    found = _strings(value, key)
+    if found is not None and not all(item.startswith(sigil) for item in found):
+        raise bad_json(f"filter: {key} must be a list of ids, which begin with {sigil}")
+    return found
+
+
 def _flag(value: dict[str, Any], key: str) -> bool | None:
     found = value.get(key)
     if found is not None and not isinstance(found, bool):
@@ -158,15 +165,15 @@ def _event_filter(value: Any, name: str) -> EventFilter:
         limit=limit,
         types=_patterns(_checked_types(value, "types")),
         not_types=_patterns(not_types) if not_types else None,
-        senders=_set(_strings(value, "senders")),
-        not_senders=frozenset(_strings(value, "not_senders") or ()),
-        rooms=_set(_strings(value, "rooms")),
-        not_rooms=frozenset(_strings(value, "not_rooms") or ()),
+        senders=_set(_ids(value, "senders", "@")),
+        not_senders=frozenset(_ids(value, "not_senders", "@") or ()),
+        rooms=_set(_ids(value, "rooms", "!")),
+        not_rooms=frozenset(_ids(value, "not_rooms", "!") or ()),
         contains_url=_flag(value, "contains_url"),
         lazy_load_members=bool(_flag(value, "lazy_load_members")),
         include_redundant_members=bool(_flag(value, "include_redundant_members")),
         unread_thread_notifications=bool(_flag(value, "unread_thread_notifications")),
-        related_by_senders=_set(_strings(value, "related_by_senders")),
+        related_by_senders=_set(_ids(value, "related_by_senders", "@")),
         related_by_rel_types=_set(_strings(value, "related_by_rel_types")),
     )
 
@@ -192,8 +199,8 @@ def parse_filter(value: Any) -> Filter:
         federation_format=format_ == "federation",
         presence=_event_filter(value.get("presence"), "presence"),
         account_data=_event_filter(value.get("account_data"), "account_data"),
-        rooms=_set(_strings(room, "rooms")),
-        not_rooms=frozenset(_strings(room, "not_rooms") or ()),
+        rooms=_set(_ids(room, "rooms", "!")),
+        not_rooms=frozenset(_ids(room, "not_rooms", "!") or ()),
         include_leave=bool(_flag(room, "include_leave")),
         ephemeral=_event_filter(room.get("ephemeral"), "ephemeral"),
         state=_event_filter(room.get("state"), "state"),

@@ -15,7 +15,17 @@ MAX_FILTER_BYTES = 65_536
 MAX_FILTERS = 1000
 MAX_TOTAL_BYTES = 4 * 1024 * 1024
 
-_LISTS_OF_STRINGS = {"types", "not_types", "senders", "not_senders", "rooms", "not_rooms", "event_fields"}
+_LISTS_OF_STRINGS = {
+    "types",
+    "not_types",
+    "senders",
+    "not_senders",
+    "rooms",
+    "not_rooms",
+    "event_fields",
+    "related_by_senders",
+    "related_by_rel_types",
+}
 _BOOLEANS = {
     "lazy_load_members",
     "include_redundant_members",
@@ -96,7 +106,9 @@ def _check_event_filter(value: Any, path: str) -> None:
                 raise bad_json(f"{path}.{key} is not a list of strings")
             if key in ("rooms", "not_rooms") and not all(text.startswith("!") for text in item):
                 raise bad_json(f"{path}.{key} holds something else than room ids")
-            if key in ("senders", "not_senders") and not all(text.startswith("@") for text in item):
+            if key in ("senders", "not_senders", "related_by_senders") and not all(
+                text.startswith("@") for text in item
+            ):
                 raise bad_json(f"{path}.{key} holds something else than user ids")
         elif key in _BOOLEANS and not isinstance(item, bool):
             raise bad_json(f"{path}.{key} is not true or false")

@@ -21,7 +21,7 @@ def add_routes(router: Router, edge: Edge) -> None:
             caller.user_id,
             caller.device_id,
             await edge.filters.load(caller.user_id, query.get("filter")),
-            since=parse_sync_token(since) if since else None,
+            since=None if since is None else parse_sync_token(since),
             timeout_ms=request.query_int("timeout", 0, maximum=MAX_TIMEOUT_MS),
             full_state=request.query_bool("full_state"),
             use_state_after=unstable or request.query_bool("use_state_after"),

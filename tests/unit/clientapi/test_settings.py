@@ -90,6 +90,8 @@ async def test_filters(world: World) -> None:
         {"room": {"timeline": {"limit": -1}}},
         {"room": {"rooms": ["x"]}},
         {"presence": {"senders": "all"}},
+        {"room": {"timeline": {"related_by_senders": ["x"]}}},
+        {"room": {"timeline": {"related_by_rel_types": "m.thread"}}},
         {"event_format": "wide"},
         {"room": {"state": {"lazy_load_members": "yes"}}},
     ):
