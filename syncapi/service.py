@@ -33,7 +33,6 @@ from syncapi.http import (
     messages,
     notifications,
     old_events,
-    old_sync,
     relations,
     room_summary,
     search,
@@ -42,6 +41,7 @@ from syncapi.http import (
     timestamp,
 )
 from syncapi.http.edge import Edge
+from syncapi.http.old_sync import RoomInitialSync
 from syncapi.http.presence import PresenceStatus
 from syncapi.live import Live, now_ms
 from syncapi.presence import PresenceTeller
@@ -126,12 +126,12 @@ class SyncApi:
             room_summary,
             search,
             notifications,
-            old_sync,
             old_events,
         )
         for endpoint in endpoints:
             endpoint.add_routes(router, self._edge)
         PresenceStatus(self._edge, self._window, self._live).add_routes(router)
+        RoomInitialSync(self._edge, self._window, self._live).add_routes(router)
 
     def servicers(self) -> list[Any]:
         """Nothing is asked of this service by gRPC."""

@@ -228,7 +228,7 @@ def add_routes(router: Router, edge: Edge) -> None:
             caller=caller,
             room_id=request.path_params["room_id"],
             start=_start(request.query.get("from")),
-            limit=max(request.query_int("limit", MAX_LIMIT, maximum=MAX_LIMIT), 1),
+            limit=request.query_int("limit", MAX_LIMIT, minimum=1, maximum=MAX_LIMIT),
             max_depth=request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH),
             suggested_only=request.query_bool("suggested_only"),
         )

@@ -89,7 +89,7 @@ def load_with_edges(
     outside: dict[int, str] = {}
     place = start
     scanned = 0
-    reached = TopologicalToken(*start)
+    reached = TopologicalToken(*_shown(start))
     exhausted = not page.filter.passes_room(page.room_id)
     while not exhausted and len(chosen) < page.limit and scanned < MAX_SCANNED:
         count = page.limit - len(chosen) if not scanned else max(page.limit, 100)
@@ -164,7 +164,7 @@ async def _answer(edge: Edge, caller: Caller, page: Page) -> bytes:
     may_reach_back = page.backwards and page.filter.passes_room(page.room_id)
     edges = await edge.remote.edges(page.room_id) if may_reach_back else ()
     loaded = await edge.read(load_with_edges, caller, page, edges)
-    if not loaded.edges:
+    if not loaded.edges or not page.limit:
         return loaded.body
     count = max(page.limit, MIN_FETCHED)
     if await edge.remote.fetch_before(page.room_id, caller.user_id, loaded.edges, count):
@@ -193,7 +193,7 @@ def add_routes(router: Router, edge: Edge) -> None:
             direction == "b",
             query.get("from") or None,
             query.get("to") or None,
-            max(limit, 1),
+            limit,
             filter_,
         )
         return json_response(await _answer(edge, caller, page))

@@ -58,7 +58,7 @@ def load_relations(connection: Connection, caller: Caller, page: RelationsPage) 
             parents = parents + newest
             if not newest:
                 break
-    default = (2**62, 0) if page.backwards else (-1, 0)
+    default = (2**62, 0) if page.backwards else (0, 0)
     start = place_of(connection, page.room_id, page.start, "from") if page.start else default
     to = place_of(connection, page.room_id, page.to, "to") if page.to else None
     chosen: list[StoredEvent] = []
@@ -149,7 +149,7 @@ def add_routes(router: Router, edge: Edge) -> None:
             direction == "b",
             query.get("from"),
             query.get("to"),
-            max(request.query_int("limit", 5, maximum=MAX_LIMIT), 1),
+            request.query_int("limit", 5, maximum=MAX_LIMIT),
             request.query_bool("recurse") or request.query_bool("org.matrix.msc3981.recurse"),
         )
         return json_response(await edge.read(load_relations, caller, page))
@@ -159,7 +159,7 @@ def add_routes(router: Router, edge: Edge) -> None:
         include = request.query.get("include", "all")
         if include not in ("all", "participated"):
             raise invalid_param("include must be all or participated")
-        limit = max(request.query_int("limit", 20, maximum=MAX_LIMIT), 1)
+        limit = request.query_int("limit", 20, minimum=1, maximum=MAX_LIMIT)
         return json_response(
             await edge.read(
                 load_threads,

@@ -26,6 +26,19 @@ def presence_events(window: Window, live: Live, request: SyncRequest, reader: Re
     ]
 
 
+def presence_in_room(window: Window, live: Live, user_id: str, room_id: str) -> list[bytes]:
+    """Return the presence events of those who are joined to a room, if the reader is."""
+    room, view = window.rooms.get(room_id), window.users.get(user_id)
+    if room is None or view is None or user_id not in room.joined:
+        return []
+    clock_ms = live.clock_ms()
+    return [
+        told.render(user, clock_ms)
+        for user, told in live.presence.items()
+        if user in room.joined and user not in view.ignored
+    ]
+
+
 def shares_room(window: Window, one: str, other: str) -> bool:
     """Whether two local users are joined to a common room."""
     mine, theirs = window.users.get(one), window.users.get(other)

@@ -17,7 +17,7 @@ from servicekit.grpc.in_process import registry
 from servicekit.grpc.methods import Collector
 from servicekit.http import Router
 from servicekit.log.connection import LogConnection
-from servicekit.log.subjects import device_subject, room_output_subject, typing_subject
+from servicekit.log.subjects import device_subject, presence_subject, room_output_subject, typing_subject
 from syncapi.service import SyncApi, create
 from tests.support.http_listener import listening
 from tests.support.nats import running_nats
@@ -77,10 +77,10 @@ class Running:
             sequence = await self.writer.publish(subject, message.SerializeToString())
         return sequence
 
-    async def get(self, user: str, path: str, **query: Any) -> tuple[int, Any]:
+    async def get(self, user: str, path: str, version: str = "v3", **query: Any) -> tuple[int, Any]:
         """Return (status, JSON)."""
         async with self.session.get(
-            f"/_matrix/client/v3/{path}", params=query, headers={"Authorization": f"Bearer {user}"}
+            f"/_matrix/client/{version}/{path}", params=query, headers={"Authorization": f"Bearer {user}"}
         ) as response:
             return response.status, await response.json()
 
@@ -218,6 +218,8 @@ async def test_stored_and_wrong_filters(running: Running) -> None:
     assert last
     assert (await running.get(ALICE, "sync", filter="7"))[1]["errcode"] == "M_INVALID_PARAM"
     assert (await running.get(ALICE, "sync", filter="{"))[1]["errcode"] == "M_NOT_JSON"
+    assert (await running.get(ALICE, "sync", filter=""))[1]["errcode"] == "M_INVALID_PARAM"
+    assert (await running.get(ALICE, "sync", since=""))[1]["errcode"] == "M_INVALID_PARAM"
     assert (await running.get(ALICE, "sync", filter='{"room":3}'))[1]["errcode"] == "M_BAD_JSON"
     answer: Any = {}
     async with asyncio.timeout(10):
@@ -258,3 +260,50 @@ async def test_the_ways_from_before_sync(running: Running) -> None:
     assert (status, refused["errcode"]) == (400, "M_INVALID_PARAM")
     assert (await running.get(BOB, "notifications"))[0] == 200
     assert (await running.get(BOB, "events"))[1]["chunk"] == []
+
+
+async def test_the_first_answers_of_before_sync_have_receipts_presence_and_the_invite(
+    running: Running,
+) -> None:
+    room, other = running.scribe.room(ALICE), running.scribe.room(ALICE)
+    room.join(BOB)
+    said = room.say(ALICE, "hello")
+    room.receipt(BOB, said)
+    room.receipt(ALICE, said, "m.read.private")
+    invite = other.invite(ALICE, BOB)
+    await running.publish()
+    live = live_pb2.LiveMessage(presence=live_pb2.Presence(user_id=ALICE, presence="online"))
+    await running.clients.publish(presence_subject(ALICE, 16), live.SerializeToString())
+    answer: Any = {"presence": []}
+    async with asyncio.timeout(10):
+        while not answer["presence"] or len(answer["rooms"]) < 2 or not answer["receipts"]:
+            answer = (await running.get(BOB, "initialSync", limit=0))[1]
+    rooms = {one["room_id"]: one for one in answer["rooms"]}
+    assert rooms[room.room_id]["messages"]["chunk"] == []
+    invited = rooms[other.room_id]
+    assert (invited["membership"], invited["inviter"]) == ("invite", ALICE)
+    assert (invited["invite"]["event_id"], invited["invite"]["room_id"]) == (invite, other.room_id)
+    told = answer["receipts"], answer["presence"]
+    ((receipt,), (present,)) = told
+    assert receipt == {
+        "type": "m.receipt",
+        "room_id": room.room_id,
+        "content": {said: {"m.read": {BOB: {"ts": 1_700_000_000_000}}}},
+    }
+    assert (present["sender"], present["content"]["presence"]) == (ALICE, "online")
+    status, alone = await running.get(BOB, f"rooms/{room.room_id}/initialSync", limit=0)
+    assert (status, alone["messages"]["chunk"]) == (200, [])
+    assert (alone["receipts"], alone["presence"][0]["sender"]) == ([receipt], ALICE)
+    assert (await running.get(BOB, f"rooms/{other.room_id}/initialSync"))[0] == 403
+    # Events of one room are for those who are in it.
+    status, refused = await running.get(BOB, "events", room_id=other.room_id, **{"from": answer["end"]})
+    assert (status, refused["errcode"]) == (403, "M_FORBIDDEN")
+    assert (await running.get(BOB, "events", room_id=room.room_id, **{"from": answer["end"]}))[0] == 200
+    assert (await running.get(BOB, "notifications", limit=0))[1]["notifications"] == []
+    assert (await running.get(BOB, f"rooms/{room.room_id}/messages", dir="b", limit=0))[1]["chunk"] == []
+
+
+async def test_limits_that_must_be_greater_than_zero(running: Running) -> None:
+    for what in ("hierarchy", "threads"):
+        status, refused = await running.get(BOB, f"rooms/!a:here/{what}", version="v1", limit=0)
+        assert (status, refused["errcode"]) == (400, "M_INVALID_PARAM")

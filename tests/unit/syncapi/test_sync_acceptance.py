@@ -94,6 +94,10 @@ async def test_filters_of_rooms_types_senders_and_urls(world: SyncWorld) -> None
         {"room": {"timeline": {"senders": [1]}}},
         {"room": {"state": {"lazy_load_members": "yes"}}},
         {"room": {"rooms": "!a:here"}},
+        {"room": {"rooms": ["a:here"]}},
+        {"room": {"timeline": {"not_rooms": ["a:here"]}}},
+        {"room": {"state": {"senders": ["alice"]}}},
+        {"presence": {"not_senders": ["alice"]}},
         {"event_format": "other"},
         {"event_fields": "content"},
         {"presence": []},
@@ -103,6 +107,16 @@ async def test_filters_that_are_none_are_refused(world: SyncWorld, filter_: dict
     with pytest.raises(MatrixError) as caught:
         parse_filter(filter_)
     assert (caught.value.errcode, caught.value.http_status) == ("M_BAD_JSON", 400)
+
+
+async def test_a_page_of_nothing_leads_on_from_where_it_was_asked(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    said = [room.say(ALICE, str(number)) for number in range(3)]
+    for backwards, first in ((True, said[-1]), (False, "m.room.create")):
+        nothing = world.messages_page(ALICE, room.room_id, backwards=backwards, limit=0)
+        assert nothing["chunk"] == []
+        page = world.messages_page(ALICE, room.room_id, backwards=backwards, start=nothing["end"], limit=1)
+        assert first in (page["chunk"][0]["event_id"], page["chunk"][0]["type"])
 
 
 async def test_a_rescinded_and_a_rejected_invite_are_left_rooms(world: SyncWorld) -> None:
