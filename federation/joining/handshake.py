@@ -22,7 +22,7 @@ from federation.outbound.client import (
 from federation.outbound.errors import RemoteError, RemoteRefused, client_error
 from matrixlib.events import Event
 from matrixlib.identifiers import is_valid_server_name, server_name_of
-from matrixlib.room_versions import ROOM_VERSIONS
+from matrixlib.room_versions import ROOM_VERSIONS, RoomVersion
 from matrixlib.signing import SigningKey
 from servicekit.errors import MatrixError, not_found
 from servicekit.logging import get_logger
@@ -60,9 +60,18 @@ class Handshake:
         return [name for name in found if is_valid_server_name(name) and name not in self._keys][:MAX_SERVERS]
 
     async def make(
-        self, resident: str, membership: str, room_id: str, user_id: str, content: Mapping[str, Any]
+        self,
+        resident: str,
+        membership: str,
+        room_id: str,
+        user_id: str,
+        content: Mapping[str, Any],
+        known_version: RoomVersion | None,
     ) -> Prepared:
         """Ask one server for a template, check it, and build our event.
+
+        Args:
+            known_version: the room's version, where we know it.
 
         Raises:
             RemoteError: the server did not give one.
@@ -77,7 +86,12 @@ class Handshake:
             resident, path, origin=origin, timeout_s=MAKE_TIMEOUT_S, ignore_backoff=True
         )
         template = read_template(
-            answer, room_id=room_id, user_id=user_id, membership=membership, resident=resident
+            answer,
+            room_id=room_id,
+            user_id=user_id,
+            membership=membership,
+            resident=resident,
+            known_version=known_version,
         )
         event = build_membership(
             template,

@@ -206,9 +206,13 @@ class Joins:
     ) -> Joined:
         errors: list[Exception] = []
         async with self._turns.of(room_id):
+            view = await self._rooms.view(room_id)
+            version = view.version if view is not None else None
             for resident in self._handshake.candidates(servers):
                 try:
-                    prepared = await self._handshake.make(resident, "join", room_id, user_id, content)
+                    prepared = await self._handshake.make(
+                        resident, "join", room_id, user_id, content, version
+                    )
                     return await self._send(prepared)
                 except (RemoteError, TemplateError, JoinFailed) as error:
                     log.info("join_not_through", room=room_id, server=resident, reason=str(error))

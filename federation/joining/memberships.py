@@ -88,7 +88,9 @@ class RemoteMemberships:
         servers = [server_name_of(known.sender)] if known.membership == "invite" else _servers_near(known)
         for resident in self._handshake.candidates(servers, _servers_near(known)):
             try:
-                prepared = await self._handshake.make(resident, "leave", room_id, user_id, content)
+                prepared = await self._handshake.make(
+                    resident, "leave", room_id, user_id, content, known.room_version
+                )
                 await self._handshake.send(prepared)
             except (RemoteError, TemplateError) as error:
                 log.info("leave_not_taken", room=room_id, server=resident, reason=str(error))
@@ -101,7 +103,9 @@ class RemoteMemberships:
     async def _leave_joined(self, job: JoinJob, content: Mapping[str, Any]) -> Left:
         """Leave where a join of ours may have been taken, though it is not done here."""
         try:
-            prepared = await self._handshake.make(job.resident, "leave", job.room_id, job.user_id, content)
+            prepared = await self._handshake.make(
+                job.resident, "leave", job.room_id, job.user_id, content, get_room_version(job.room_version)
+            )
             await self._handshake.send(prepared)
         except (RemoteError, TemplateError) as error:
             log.info("leave_not_taken", room=job.room_id, server=job.resident, reason=str(error))
@@ -117,9 +121,11 @@ class RemoteMemberships:
             MatrixError: no server took the knock.
         """
         errors: list[Exception] = []
+        view = await self._rooms.view(room_id)
+        version = view.version if view is not None else None
         for resident in self._handshake.candidates(servers):
             try:
-                prepared = await self._handshake.make(resident, "knock", room_id, user_id, content)
+                prepared = await self._handshake.make(resident, "knock", room_id, user_id, content, version)
                 answer = await self._handshake.send(prepared)
             except (RemoteError, TemplateError) as error:
                 log.info("knock_not_taken", room=room_id, server=resident, reason=str(error))

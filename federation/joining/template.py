@@ -59,22 +59,34 @@ class Template:
     """For a restricted join: the resident server's user who lets us in."""
 
 
-def read_template(answer: Any, *, room_id: str, user_id: str, membership: str, resident: str) -> Template:
+def read_template(
+    answer: Any,
+    *,
+    room_id: str,
+    user_id: str,
+    membership: str,
+    resident: str,
+    known_version: RoomVersion | None = None,
+) -> Template:
     """Check a make_* answer.
 
     Args:
         answer: the parsed answer: `event` and `room_version`.
         membership: `join`, `leave` or `knock`.
         resident: the server that answered.
+        known_version: the room's version, where we know it.
 
     Raises:
         TemplateError: it is no template for this user's membership of this room.
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("event"), dict):
         raise TemplateError("no event")
-    version = get_room_version(answer["room_version"] if isinstance(answer.get("room_version"), str) else "1")
+    named = answer.get("room_version", "1")
+    version = get_room_version(named) if isinstance(named, str) else None
     if version is None:
         raise TemplateError("unknown room version")
+    if known_version is not None and not _are_one(version, known_version):
+        raise TemplateError("the room has another version")
     event = answer["event"]
     unknown = set(event) - _KNOWN_KEYS
     if unknown:
@@ -154,6 +166,11 @@ def build_membership(
         )
     except EventFormatError as error:
         raise TemplateError(str(error)) from error
+
+
+def _are_one(version: RoomVersion, known: RoomVersion) -> bool:
+    # An invite of version 1 may be of a room of version 2: the older form of `/invite` does not say.
+    return version is known or not (version.hashed_event_ids or known.hashed_event_ids)
 
 
 def _references(value: Any, version: RoomVersion, limit: int, name: str) -> tuple[Reference, ...]:
