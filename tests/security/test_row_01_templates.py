@@ -264,9 +264,7 @@ async def test_what_a_good_template_smuggles_in_is_left_out(world: World, member
 
 
 @pytest.mark.parametrize("membership", ["join", "knock"])
-async def test_an_honest_server_is_asked_after_an_evil_one(
-    world: World, ca: TestCa, membership: str
-) -> None:
+async def test_an_honest_server_is_asked_after_an_evil_one(world: World, ca: TestCa, membership: str) -> None:
     async with EvilPeer(ca) as honest:
         evil = {**world.template(membership), "type": "m.room.power_levels"}
         world.peer.answer(f"make_{membership}", lambda _: {"room_version": "10", "event": evil})
