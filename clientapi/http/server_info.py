@@ -10,18 +10,20 @@ from servicekit.errors import MatrixError, not_found
 from servicekit.http import Request, Response, Router, json_response
 
 # Clients look for exact strings, so every release since v1.1 is listed, and the last of the r0 line.
-VERSIONS = ["r0.5.0", "r0.6.0", "r0.6.1", *(f"v1.{minor}" for minor in range(1, 17))]
+VERSIONS = ["r0.5.0", "r0.6.0", "r0.6.1", *(f"v1.{minor}" for minor in range(1, 20))]
 
 UNSTABLE_FEATURES = {
     # state_after in /sync: stable since v1.16, but SDKs still use the old spelling.
     "org.matrix.msc4222": True,
     # Long in the specification; clients still look for the flags.
-    "org.matrix.e2e_cross_signing": True,
+    "com.beeper.msc4169": True,
     "org.matrix.msc2285.stable": True,
     "org.matrix.msc3440.stable": True,
+    "org.matrix.msc3715.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3773": True,
-    "org.matrix.msc3916.stable": True,
+    "org.matrix.msc3827.stable": True,
+    "org.matrix.msc3856.stable": True,
     "org.matrix.msc3981": True,
     "org.matrix.msc4380.stable": True,
     "uk.half-shot.msc2666.query_mutual_rooms": True,

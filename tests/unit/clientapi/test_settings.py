@@ -189,7 +189,12 @@ async def test_pushers(world: World) -> None:
 async def test_what_the_server_says_of_itself(world: World) -> None:
     alice, anyone = await world.user(), world.client()
     versions = await anyone.ok("GET", "/_matrix/client/versions")
-    assert {"v1.1", "v1.11", "v1.16", "r0.6.1"} <= set(versions["versions"])
+    assert {"r0.6.1", *(f"v1.{minor}" for minor in range(1, 20))} <= set(versions["versions"])
+    features = versions["unstable_features"]
+    assert features["org.matrix.msc3827.stable"], "the directory's search by type of room"
+    # What is not served is not claimed either.
+    assert "org.matrix.simplified_msc3575" not in features
+    assert "org.matrix.e2e_cross_signing" not in features
     assert versions["unstable_features"]["org.matrix.msc4222"] is True
     capabilities = (await alice.ok("GET", "/capabilities"))["capabilities"]
     assert capabilities["m.room_versions"]["default"] == "12"
