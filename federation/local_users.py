@@ -1,6 +1,6 @@
 """What others may ask about our users, asked of the owner of accounts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,17 @@ class LocalUsers:
         """Whether a local user takes invites; None: there is no such user."""
         found = await self._profile(user_id)
         return None if found is None else not found.blocks_invites
+
+    async def erased_among(self, user_ids: Collection[str]) -> frozenset[str]:
+        """Return which of these local users had their content erased."""
+        if not user_ids:
+            return frozenset()
+        request = accounts_pb2.QueryProfilesRequest(user_ids=sorted(user_ids))
+        try:
+            answer = await self._stub.QueryProfiles(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        return frozenset(profile.user_id for profile in answer.profiles if profile.erased)
 
     async def room_of_alias(self, alias: str) -> str | None:
         """Return the room that a local alias points to; None: there is no such alias."""

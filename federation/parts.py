@@ -141,7 +141,7 @@ class Parts:
                 rooms, checker, submitter, database, restricted, own.signing, config.is_local, now_ms
             ),
             "invites": InviteRoutes(rooms, checker, submitter, users, own.signing),
-            "events": EventRoutes(rooms, now_ms),
+            "events": EventRoutes(rooms, users, config.is_local, now_ms),
             "query": QueryRoutes(users, rooms, config.is_local),
             "hierarchy": HierarchyRoutes(rooms),
             "public_rooms": PublicRoomRoutes(users, is_open=config.room_directory.public_over_federation),

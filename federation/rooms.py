@@ -293,13 +293,13 @@ class Rooms:
             raise matrix_error_from(error) from error
 
     async def visible_to_server(
-        self, room_id: str, event_ids: Sequence[str], server_name: str
+        self, room_id: str, event_ids: Sequence[str], server_name: str, *, only_joined: bool = False
     ) -> frozenset[str]:
-        """Return which of the events a server may see in full."""
+        """Return which of the events a server may see in full; `only_joined`: at which it was in the room."""
         if not event_ids:
             return frozenset()
         request = query_pb2.QueryVisibilityRequest(
-            room_id=room_id, event_ids=event_ids, server_name=server_name
+            room_id=room_id, event_ids=event_ids, server_name=server_name, only_joined=only_joined
         )
         try:
             answer = await self._stub.QueryVisibility(request, timeout=QUERY_TIMEOUT_S)

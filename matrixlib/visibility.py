@@ -91,6 +91,20 @@ def is_visible_to_server(event: Event, state_before: Mapping[StateKey, Event], s
     return _any_member_may_see(settings, members)
 
 
+def had_server_joined(event: Event, state_before: Mapping[StateKey, Event], server_name: str) -> bool:
+    """Whether an event is a server's own, or one at which it had a user joined.
+
+    ``state_before`` needs the member events of the server's users.
+    """
+    if server_name_of(event.sender) == server_name:
+        return True
+    return any(
+        member.membership == "join"
+        for (event_type, user_id), member in state_before.items()
+        if event_type == "m.room.member" and server_name_of(user_id) == server_name
+    )
+
+
 def server_needs_members(event: Event, state_before: Mapping[StateKey, Event]) -> bool:
     """Whether ``is_visible_to_server`` needs the server's member events, or the history visibility
     decides.

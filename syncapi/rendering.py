@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from matrixlib.redaction import redact_content
+from matrixlib.room_versions import RoomVersion
+
 CONTENT_HAS_URL = 1
 REDACTED = 2
 MEMBERS_DIFFER = 4
@@ -52,6 +55,14 @@ def render_event(event_id: str, pdu_json: bytes) -> Rendered:
             if "redacts" not in content:
                 client["content"] = {**content, "redacts": redacts}
     return Rendered(orjson.dumps(client)[:-1], content, CONTENT_HAS_URL if "url" in content else 0)
+
+
+def redacted_body(body: bytes, room_version: RoomVersion) -> bytes:
+    """Return the body that an event has once it is redacted."""
+    client = orjson.loads(body + b"}")
+    client["content"] = redact_content(client["type"], client["content"], room_version)
+    client.pop("redacts", None)
+    return orjson.dumps(client)[:-1]
 
 
 def unsigned_members(prev_content_json: bytes, replaces_state: str) -> bytes | None:

@@ -2,6 +2,9 @@
 
 A user's past in a room is a list of spans of membership; an event in the timeline is looked up there by its
 position, another one (back-filled) by what was told of local members with it.
+
+Events of users who had their content erased are for those who were there, or came before the erasure; others get them
+redacted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +12,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from matrixlib.room_versions import get_room_version
 from syncapi.applied import StoredEvent
-from syncapi.rendering import MEMBERS_DIFFER
+from syncapi.rendering import CONTENT_HAS_URL, MEMBERS_DIFFER, REDACTED, redacted_body
+from syncapi.storage import accounts, rooms, state
 from syncapi.storage import events as event_storage
 from syncapi.storage.tables import MAX_POSITION
 
@@ -100,8 +105,38 @@ def may_see(past: Past, event: StoredEvent, members: Mapping[int, str]) -> bool:
 def visible(
     connection: Connection, past: Past, events: Iterable[StoredEvent]
 ) -> tuple[list[StoredEvent], Mapping[int, str]]:
-    """Return those events that the reader may see, and the memberships of those outside the timeline."""
+    """Return those events that the reader may see, as the reader may see them, and the memberships of those
+    outside the timeline.
+    """
     listed = list(events)
     outside = [event.position for event in listed if event.placement != TIMELINE and event.position > 0]
     members = event_storage.load_members_at(connection, outside, past.user_id) if outside else {}
-    return [event for event in listed if may_see(past, event, members)], members
+    seen = [event for event in listed if may_see(past, event, members)]
+    missed = [event for event in seen if membership_at(past, event, members) != "join"]
+    if missed:
+        redacted = _redact_erased(connection, past, missed)
+        seen = [redacted.get(event.event_id, event) for event in seen]
+    return seen, members
+
+
+def _redact_erased(
+    connection: Connection, past: Past, missed: Sequence[StoredEvent]
+) -> dict[str, StoredEvent]:
+    """Return the redacted copies of events that the reader was not there for and whose sender is erased."""
+    erased = accounts.load_erased(connection, {event.sender for event in missed} - {past.user_id})
+    redacted: dict[str, StoredEvent] = {}
+    for event in missed:
+        if event.sender not in erased or event.flags & REDACTED:
+            continue
+        came_ms = state.load_join_time(connection, event.room_id, past.user_id, event.position)
+        if came_ms is not None and came_ms < erased[event.sender]:
+            continue
+        room = rooms.load_room(connection, event.room_id)
+        version = None if room is None else get_room_version(room.version)
+        if version is not None:
+            redacted[event.event_id] = event._replace(
+                body=redacted_body(event.body, version),
+                unsigned=None,
+                flags=(event.flags & ~CONTENT_HAS_URL) | REDACTED,
+            )
+    return redacted

@@ -5,13 +5,14 @@ from typing import Final
 from sqlalchemy import Connection
 
 from clientapi.accounts.sessions import Sessions
-from clientapi.accounts.tell import Teller, account_changed
+from clientapi.accounts.tell import Teller, account_changed, account_data_changed
 from clientapi.clock import Clock
 from clientapi.storage import administration, settings, users
 from clientapi.storage.administration import Flag
 from servicekit.errors import MatrixError
 
 MAX_PROFILE_BYTES: Final = 65_536
+MAX_ENTRIES: Final = 500
 IN_MEMBER_EVENTS: Final = ("displayname", "avatar_url")
 
 
@@ -23,13 +24,32 @@ class AccountChanges:
         self._teller = teller
         self._clock = clock
 
-    def deactivate(self, conn: Connection, user_id: str) -> None:
-        """End the account for good: sessions, password, profile; it leaves its rooms."""
+    def deactivate(self, conn: Connection, user_id: str, *, erase: bool = False) -> None:
+        """End the account for good: sessions, password, profile; it leaves its rooms.
+
+        Args:
+            erase: its content, too.
+        """
         self._sessions.end_devices(conn, user_id, None)
         users.store_deactivated(conn, user_id)
         settings.delete_device_pushers(conn, user_id, None)
         users.store_profile_update(conn, user_id, self._clock(), leave_rooms=True)
         self._teller.tell_user(conn, "user.device", user_id, [account_changed(access=True, profile=True)])
+        if erase:
+            self.erase(conn, user_id)
+
+    def erase(self, conn: Connection, user_id: str) -> None:
+        """Erase the content of an ended account: what it wrote is for those who were there, its settings go."""
+        now_ms = self._clock()
+        if not users.store_erased(conn, user_id, now_ms):
+            return
+        self._teller.tell_user(conn, "user.device", user_id, [account_changed(erased_ms=now_ms)])
+        gone = settings.delete_settings(conn, user_id)
+        for start in range(0, len(gone), MAX_ENTRIES):
+            entries = [
+                account_data_changed(room, type_, b"") for room, type_ in gone[start : start + MAX_ENTRIES]
+            ]
+            self._teller.tell_user(conn, "user.account_data", user_id, entries)
 
     def set_flag(self, conn: Connection, user_id: str, flag: Flag, value: bool) -> None:
         """Make somebody an administrator, suspend or lock an account, or take that back."""

@@ -53,9 +53,11 @@ def device_changed(
     return output_pb2.OutputEntry(device_changed=changed)
 
 
-def account_changed(*, access: bool = False, profile: bool = False) -> output_pb2.OutputEntry:
-    """Access to the account, or its profile, changed."""
-    changed = output_pb2.AccountChanged(access_changed=access, profile_changed=profile)
+def account_changed(
+    *, access: bool = False, profile: bool = False, erased_ms: int = 0
+) -> output_pb2.OutputEntry:
+    """Access to the account, or its profile, changed, or its content was erased."""
+    changed = output_pb2.AccountChanged(access_changed=access, profile_changed=profile, erased_ms=erased_ms)
     return output_pb2.OutputEntry(account_changed=changed)
 
 

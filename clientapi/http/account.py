@@ -27,7 +27,7 @@ class PasswordBody(msgspec.Struct):
 
 
 class DeactivateBody(msgspec.Struct):
-    """`POST /account/deactivate`."""
+    """`POST /account/deactivate`, and what administrators send to end an account."""
 
     erase: bool = False
 
@@ -98,9 +98,9 @@ class AccountEndpoints:
         """End the account for good: sessions, password, profile; it leaves its rooms."""
         session = await self._edge.authenticate(request)
         raw = await request.json(allow_empty=True)
-        convert(raw, DeactivateBody)
+        body = convert(raw, DeactivateBody)
         await self._prove(raw, session, "deactivate")
-        await self._db.write(self._changes.deactivate, session.user_id)
+        await self._db.write(self._changes.deactivate, session.user_id, erase=body.erase)
         self._edge.sessions.forget_user(session.user_id)
         self._profile_updates.wake()
         return json_response({"id_server_unbind_result": "success"})

@@ -10,6 +10,7 @@ from clientapi.accounts.changes import AccountChanges
 from clientapi.accounts.passwords import Passwords
 from clientapi.accounts.registration import Registration
 from clientapi.accounts.sessions import Session
+from clientapi.http.account import DeactivateBody
 from clientapi.http.admin_parameters import bool_of_query, existing_account, local_user, page_of_query
 from clientapi.http.edge import EMPTY, Edge, convert, read_body
 from clientapi.http.profile import check_profile_value
@@ -187,14 +188,16 @@ class AdminUserEndpoints:
         """End an account for good."""
         session = await self._edge.authenticate_admin(request)
         user_id = self._local_user(request)
-        await request.json(allow_empty=True)
+        body = convert(await request.json(allow_empty=True), DeactivateBody)
         account = await existing_account(self._db, user_id)
         if user_id == session.user_id:
             raise invalid_param("You cannot take your own rights")
         if not account.deactivated:
-            await self._db.write(self._changes.deactivate, user_id)
+            await self._db.write(self._changes.deactivate, user_id, erase=body.erase)
             self._edge.sessions.forget_user(user_id)
             self._updates.wake()
+        elif body.erase:
+            await self._db.write(self._changes.erase, user_id)
         return json_response({"id_server_unbind_result": "success"})
 
     async def reset_password(self, request: Request) -> Response:
@@ -226,7 +229,7 @@ def _shared(account: Account) -> dict[str, Any]:
         "admin": account.admin,
         "deactivated": account.deactivated,
         "locked": account.locked,
-        "erased": False,
+        "erased": account.erased_ms is not None,
         "shadow_banned": False,
         "user_type": None,
         "last_seen_ts": account.last_seen_ms,

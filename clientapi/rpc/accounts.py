@@ -12,7 +12,7 @@ from arbor.log.v1 import output_pb2
 from clientapi.accounts.registration import Registration, in_use
 from clientapi.accounts.registration_tokens import RegistrationTokens
 from clientapi.accounts.sessions import Sessions, hash_token
-from clientapi.accounts.tell import account_data_changed, device_changed, room_forgotten
+from clientapi.accounts.tell import account_changed, account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
 from clientapi.rooms.parts import Rooms
 from clientapi.storage import directory, settings, short_tokens, users
@@ -68,13 +68,14 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         self, request: accounts_pb2.QueryProfilesRequest, context: Context
     ) -> accounts_pb2.QueryProfilesResponse:
         """Return profiles of local users that exist."""
-        found, blocking = await self._db.read(_load_profiles, list(request.user_ids))
+        found, blocking, erased = await self._db.read(_load_profiles, list(request.user_ids))
         return accounts_pb2.QueryProfilesResponse(
             profiles=[
                 accounts_pb2.Profile(
                     user_id=user_id,
                     fields_json=orjson.dumps({name: orjson.loads(value) for name, value in fields.items()}),
                     blocks_invites=user_id in blocking,
+                    erased=user_id in erased,
                 )
                 for user_id, fields in found.items()
             ]
@@ -216,8 +217,14 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         yield accounts_pb2.ExportResponse(complete_through=through)
 
 
-def _load_profiles(conn: Connection, user_ids: list[str]) -> tuple[dict[str, dict[str, bytes]], set[str]]:
-    return users.load_profiles(conn, user_ids), load_who_blocks_invites(conn, user_ids)
+def _load_profiles(
+    conn: Connection, user_ids: list[str]
+) -> tuple[dict[str, dict[str, bytes]], set[str], dict[str, int]]:
+    return (
+        users.load_profiles(conn, user_ids),
+        load_who_blocks_invites(conn, user_ids),
+        users.load_erased(conn, user_ids),
+    )
 
 
 def _registration_token(token: RegistrationToken) -> accounts_pb2.RegistrationToken:
@@ -261,6 +268,13 @@ def _load_export(conn: Connection) -> list[_Exported]:
         (
             (device.user_id, device_changed(device.device_id, device.display_name))
             for device in users.iterate_devices(conn)
+        ),
+    )
+    add(
+        "user.device",
+        (
+            (user_id, account_changed(erased_ms=erased_ms))
+            for user_id, erased_ms in users.load_erased(conn).items()
         ),
     )
     return pieces

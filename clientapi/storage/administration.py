@@ -22,6 +22,7 @@ class Account:
     deactivated: bool
     suspended: bool
     locked: bool
+    erased_ms: int | None
     display_name_json: bytes | None
     avatar_url_json: bytes | None
     last_seen_ms: int | None
@@ -123,6 +124,7 @@ def _accounts() -> Select[Any]:
         users.c.deactivated,
         users.c.suspended,
         users.c.locked,
+        users.c.erased_ms,
         _profile_field("displayname"),
         _profile_field("avatar_url"),
         _last_seen(),

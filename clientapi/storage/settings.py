@@ -85,6 +85,14 @@ def iterate_account_data(conn: Connection) -> Iterator[tuple[str, str, str, byte
         yield row.user_id, row.room_id, row.type, row.content_json
 
 
+def delete_settings(conn: Connection, user_id: str) -> list[tuple[str, str]]:
+    """Delete a user's account data and filters; returns (room, type) of the account data."""
+    gone = [(room_id, type_) for room_id, type_, _ in load_all_account_data(conn, user_id)]
+    for table in (account_data, filters):
+        conn.execute(delete(table).where(table.c.user_id == user_id))
+    return gone
+
+
 def store_forgotten(conn: Connection, user_id: str, room_id: str, now_ms: int) -> bool:
     """Note that a user forgot a room. True if it is new."""
     return insert_or_ignore(

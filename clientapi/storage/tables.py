@@ -29,6 +29,7 @@ users = Table(
     Column("deactivated", Boolean, nullable=False, comment="ended for good; the id is never given again"),
     Column("suspended", Boolean, nullable=False, comment="may read and leave, not write"),
     Column("locked", Boolean, nullable=False, comment="may do nothing but log out"),
+    Column("erased_ms", BigInteger, comment="when the owner had the content erased; NULL: not"),
 )
 
 devices = Table(

@@ -119,6 +119,22 @@ def store_deactivated(conn: Connection, user_id: str) -> None:
     conn.execute(delete(profile_fields).where(profile_fields.c.user_id == user_id))
 
 
+def store_erased(conn: Connection, user_id: str, now_ms: int) -> bool:
+    """Note that an account's content is erased; False if it was before."""
+    result = conn.execute(
+        update(users).where(users.c.user_id == user_id, users.c.erased_ms.is_(None)).values(erased_ms=now_ms)
+    )
+    return result.rowcount == 1
+
+
+def load_erased(conn: Connection, user_ids: list[str] | None = None) -> dict[str, int]:
+    """Return which of these users (None: of all) had their content erased, and when."""
+    query = select(users.c.user_id, users.c.erased_ms).where(users.c.erased_ms.is_not(None))
+    if user_ids is not None:
+        query = query.where(users.c.user_id.in_(user_ids))
+    return {row.user_id: row.erased_ms for row in conn.execute(query.order_by(users.c.user_id))}
+
+
 _DEVICE_COLUMNS = (
     devices.c.user_id,
     devices.c.device_id,

@@ -2,11 +2,12 @@
 "Backfilling and retrieving missing events", "Retrieving event authorisation information").
 
 Each request is scoped to a room: the asking server is in it, the ACL lets it be, and the events it names are
-of that room. What it may not see by the history visibility it gets redacted.
+of that room. What it may not see by the history visibility it gets redacted, and so what our users wrote before it came
+and had erased.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -14,8 +15,10 @@ from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.http.authentication import Caller
 from federation.http.endpoints import Endpoint
+from federation.local_users import LocalUsers
 from federation.rooms import Rooms, RoomView
 from matrixlib.canonical_json import encode_canonical, parse_json
+from matrixlib.identifiers import server_name_of
 from matrixlib.redaction import redact_pdu
 from matrixlib.room_versions import RoomVersion, get_room_version
 from servicekit.errors import bad_json, invalid_param, missing_param, not_found
@@ -54,8 +57,12 @@ class EventRoutes:
         ),
     )
 
-    def __init__(self, rooms: Rooms, now_ms: NowMs) -> None:
+    def __init__(
+        self, rooms: Rooms, users: LocalUsers, is_local: Callable[[str], bool], now_ms: NowMs
+    ) -> None:
         self._rooms = rooms
+        self._users = users
+        self._is_local = is_local
         self._now_ms = now_ms
 
     async def get_event(self, request: Request, caller: Caller) -> Response:
@@ -181,12 +188,28 @@ class EventRoutes:
         """The events as JSON, redacted where the server may not see them."""
         ids = [item.event.event_id for item in events]
         visible = await self._rooms.visible_to_server(view.room_id, ids, server_name)
+        visible -= await self._erased(view, events, server_name)
         return [
             item.event.pdu_json
             if item.event.event_id in visible
             else _redacted(item.event.pdu_json, get_room_version(item.room_version) or view.version)
             for item in events
         ]
+
+    async def _erased(
+        self, view: RoomView, events: Sequence[query_pb2.StoredEvent], server_name: str
+    ) -> frozenset[str]:
+        """Which of the events a server was not there for, and their sender, one of our users, is erased.
+
+        NOTSPEC: a server that came between the event and the erasure gets the redacted form, too.
+        """
+        senders = {item.event.event_id: parse_json(item.event.pdu_json).get("sender", "") for item in events}
+        ours = {sender for sender in senders.values() if self._is_local(server_name_of(sender))}
+        erased = await self._users.erased_among(ours)
+        ids = [event_id for event_id, sender in senders.items() if sender in erased]
+        return frozenset(ids) - await self._rooms.visible_to_server(
+            view.room_id, ids, server_name, only_joined=True
+        )
 
     def _transaction(self, caller: Caller, pdus: Sequence[bytes]) -> bytes:
         head = {"origin": caller.destination, "origin_server_ts": self._now_ms()}

@@ -169,7 +169,7 @@ def read_visible(conn: Connection, request: query_pb2.QueryVisibilityRequest) ->
     if request.user_id:
         check = _user_check(conn, room, reader, request.user_id)
     else:
-        check = _server_check(conn, room, reader, request.server_name)
+        check = _server_check(conn, room, reader, request.server_name, only_joined=request.only_joined)
     visible = []
     for event_id in request.event_ids:
         row, pdu = found.get(event_id, (None, b""))
@@ -217,7 +217,7 @@ def _joins_of(conn: Connection, room: RoomRow, key_id: int) -> set[int]:
 
 
 def _server_check(
-    conn: Connection, room: RoomRow, reader: StateReader, server: str
+    conn: Connection, room: RoomRow, reader: StateReader, server: str, *, only_joined: bool
 ) -> Callable[[Event, EventRow], bool]:
     members: dict[int, dict[StateKey, Event]] = {}
 
@@ -235,6 +235,8 @@ def _server_check(
         return members[snapshot_id]
 
     def check(event: Event, row: EventRow) -> bool:
+        if only_joined:
+            return visibility.had_server_joined(event, members_at(row.snapshot_before), server)
         state = reader.events_at(row.snapshot_before, [visibility.HISTORY_VISIBILITY_KEY])
         if visibility.server_needs_members(event, state):
             state = {**state, **members_at(row.snapshot_before)}

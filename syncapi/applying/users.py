@@ -50,6 +50,8 @@ def account_changed(
 ) -> None:
     if entry.access_changed:
         batch.applied.accounts.add(message.user_id)
+    if entry.erased_ms:
+        accounts.store_erased(batch.connection, message.user_id, entry.erased_ms)
 
 
 def to_device_message(

@@ -38,7 +38,7 @@ def find_event(
     seen, members = visible(connection, allowed.past, [event])
     if not seen or event.position > allowed.through or not _readable(connection, event, allowed):
         raise not_found("No such event")
-    return event, allowed, dict(members)
+    return seen[0], allowed, dict(members)
 
 
 def _readable(connection: Connection, event: StoredEvent, allowed: access.Access) -> bool:

@@ -109,7 +109,7 @@ def load_with_edges(
         seen, memberships = visible(connection, allowed.past, found)
         outside.update(memberships)
         kept = {
-            event.position
+            event.position: event
             for event in relations.keep_related(connection, seen, page.filter)
             if page.filter.passes(event.type, event.sender, event.flags)
             and not (event.sender in ignored and event.state_key is None)
@@ -117,7 +117,7 @@ def load_with_edges(
         for event in found:
             reached = _after(event, page.backwards)
             if event.position in kept:
-                chosen.append(event)
+                chosen.append(kept[event.position])
                 if len(chosen) == page.limit:
                     break
         else:

@@ -88,8 +88,8 @@ def load_relations(connection: Connection, caller: Caller, page: RelationsPage) 
             place = (other.depth, other.position if page.backwards else other.position + 1)
             seen, outside = visible(connection, allowed.past, [other])
             members.update(outside)
-            if seen and other.sender not in ignored:
-                chosen.append(other)
+            if other.sender not in ignored:
+                chosen += seen
     parts = [b'{"chunk":[%b]' % render_list(connection, caller, chosen, allowed.past, members)]
     if not exhausted:
         parts.append(b'"next_batch":%b' % orjson.dumps(str(TopologicalToken(*place))))

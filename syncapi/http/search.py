@@ -236,7 +236,8 @@ def find_matches(
             continue
         allowed = accesses[event.room_id]
         seen, outside = visible(connection, allowed.past, [event])
-        if relations.keep_related(connection, seen, criteria.filter):
+        # What the reader gets redacted is not found by its words.
+        if seen == [event] and relations.keep_related(connection, seen, criteria.filter):
             found.append(_Match(event, rank, allowed, dict(outside)))
     return found, None
 

@@ -1,9 +1,11 @@
 """What the log tells of local accounts: account data, devices, device lists; and the tables' own markers."""
 
+from collections.abc import Iterable
+
 from sqlalchemy import Connection
 
 from syncapi.applied import AccountDataSet
-from syncapi.storage.sql import row, rows, run
+from syncapi.storage.sql import row, rows, rows_in, run
 
 
 def load_position(connection: Connection) -> tuple[str, int]:
@@ -50,6 +52,23 @@ def load_account_data(connection: Connection, user_id: str, after: int, through:
             (user_id, after, through),
         )
     ]
+
+
+def store_erased(connection: Connection, user_id: str, erased_ms: int) -> None:
+    """Note when a user had their content erased."""
+    run(
+        connection,
+        "INSERT INTO erased_user (user_id, erased_ms) VALUES (?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE SET erased_ms = excluded.erased_ms",
+        (user_id, erased_ms),
+    )
+
+
+def load_erased(connection: Connection, user_ids: Iterable[str]) -> dict[str, int]:
+    """Return which of these users had their content erased, and when."""
+    return dict(
+        rows_in(connection, "SELECT user_id, erased_ms FROM erased_user WHERE user_id IN ?", user_ids)
+    )
 
 
 def load_global(connection: Connection, type_: str) -> list[tuple[str, bytes]]:

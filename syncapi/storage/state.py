@@ -252,6 +252,18 @@ def load_member_history(
     return history
 
 
+def load_join_time(connection: Connection, room_id: str, user_id: str, after: int) -> int | None:
+    """Return when a user first came into a room, of the stays that lasted beyond a position; None: never."""
+    found = row(
+        connection,
+        "SELECT min(e.origin_server_ts) FROM room_state s JOIN event e ON e.position = s.event_position"
+        " WHERE s.room_id = ? AND s.type = 'm.room.member' AND s.state_key = ? AND s.membership = 'join'"
+        " AND s.until_position > ?",
+        (room_id, user_id, after),
+    )
+    return None if found is None else found[0]
+
+
 def load_heroes(connection: Connection, room_id: str, at: int, count: int) -> tuple[list[str], list[str]]:
     """Return the first few users who are joined or invited, and who have left, in the order of joining."""
     when, parameters = _at(at)

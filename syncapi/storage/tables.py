@@ -197,6 +197,14 @@ device = Table(
     info={"kind": "derived"},
 )
 
+erased_user = Table(
+    "erased_user",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("erased_ms", _BigInt, nullable=False, comment="when; milliseconds since 1970"),
+    info={"kind": "derived"},
+)
+
 device_list = Table(
     "device_list",
     metadata,

@@ -91,6 +91,33 @@ async def test_join_by_alias_and_scroll_back_before_the_join(two: Two) -> None:
     await sees(alice, room_id, await bob.send(room_id, "back"))
 
 
+async def test_who_joins_after_an_erasure_gets_redacted_copies(two: Two) -> None:
+    """Erasure: whoever comes later is served without the content, here and on other servers."""
+    alice, bob = two.alice, two.bob
+    host = await two.one.register(alice.session, "host")
+    room_id = await host.create_room(preset="public_chat")
+    await alice.join(room_id)
+    said = await alice.send(room_id, "forget me")
+    kept = await host.send(room_id, "remember me")
+    with pytest.raises(ClientError) as challenge:
+        await alice.post("/account/deactivate", {"erase": True})
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "correct horse",
+        "session": challenge.value.body["session"],
+    }
+    await alice.post("/account/deactivate", {"erase": True, "auth": auth})
+    await membership(host, room_id, alice.user_id, "leave")
+    later = await two.one.register(alice.session, "later")
+    await later.join(room_id)
+    await bob.post(f"/join/{room_id}?via={two.one.server_name}")
+    assert (await sees(host, room_id, said))["content"]["body"] == "forget me"
+    for newcomer in (later, bob):
+        assert (await sees(newcomer, room_id, kept))["content"]["body"] == "remember me"
+        assert (await sees(newcomer, room_id, said))["content"] == {}
+
+
 async def test_invites_across_are_taken_refused_and_withdrawn(two: Two) -> None:
     alice, bob = two.alice, two.bob
     room_id = await alice.create_room(preset="private_chat", name="secret")

@@ -7,7 +7,7 @@ writes to INPUT is put into them and kept in `inputs`.
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -236,7 +236,7 @@ class RoomsInMemory(Rooms):
         )
 
     async def visible_to_server(
-        self, room_id: str, event_ids: Sequence[str], server_name: str
+        self, room_id: str, event_ids: Sequence[str], server_name: str, *, only_joined: bool = False
     ) -> frozenset[str]:
         return frozenset(event_ids) - self.hidden_from.get(server_name, set())
 
@@ -317,6 +317,7 @@ class UsersInMemory(LocalUsers):
         self.profiles = dict(profiles)
         self.aliases = dict(aliases)
         self.blocking: set[str] = set()
+        self.erased: set[str] = set()
         self.openid_tokens: dict[str, str] = {}
         self.page: dict[str, Any] = {"chunk": [], "total_room_count_estimate": 0}
         """A page of the directory; `asked` are the questions for one."""
@@ -326,6 +327,9 @@ class UsersInMemory(LocalUsers):
 
     async def takes_invites(self, user_id: str) -> bool | None:
         return user_id not in self.blocking if user_id in self.profiles else None
+
+    async def erased_among(self, user_ids: Collection[str]) -> frozenset[str]:
+        return frozenset(self.erased & set(user_ids))
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
         return self.profiles.get(user_id)

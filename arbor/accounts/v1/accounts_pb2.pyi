@@ -127,22 +127,26 @@ class Profile(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     FIELDS_JSON_FIELD_NUMBER: _builtins.int
     BLOCKS_INVITES_FIELD_NUMBER: _builtins.int
+    ERASED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user."""
     fields_json: _builtins.bytes
     """Its fields as one JSON object, `displayname` and `avatar_url` among them."""
     blocks_invites: _builtins.bool
     """The user takes no invites (account data `m.invite_permission_config`)."""
+    erased: _builtins.bool
+    """The user had their content erased: servers that were not there get their events redacted."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         fields_json: _builtins.bytes = ...,
         blocks_invites: _builtins.bool = ...,
+        erased: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_invites", b"blocks_invites", "fields_json", b"fields_json", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_invites", b"blocks_invites", "erased", b"erased", "fields_json", b"fields_json", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

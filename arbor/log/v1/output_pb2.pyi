@@ -876,19 +876,25 @@ class AccountChanged(_message.Message):
 
     ACCESS_CHANGED_FIELD_NUMBER: _builtins.int
     PROFILE_CHANGED_FIELD_NUMBER: _builtins.int
+    ERASED_MS_FIELD_NUMBER: _builtins.int
     access_changed: _builtins.bool
     """The account is deactivated, locked or suspended, or no longer so: ask again before you answer it."""
     profile_changed: _builtins.bool
     """The profile: ask again when you need it."""
+    erased_ms: _builtins.int
+    """When the account's owner had its content erased, in milliseconds since 1970: who comes into a room later gets the
+    user's events redacted. 0: nothing new of that.
+    """
     def __init__(
         self,
         *,
         access_changed: _builtins.bool = ...,
         profile_changed: _builtins.bool = ...,
+        erased_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_changed", b"access_changed", "profile_changed", b"profile_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_changed", b"access_changed", "erased_ms", b"erased_ms", "profile_changed", b"profile_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

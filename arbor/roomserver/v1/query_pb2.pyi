@@ -461,12 +461,15 @@ class QueryVisibilityRequest(_message.Message):
     EVENT_IDS_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     SERVER_NAME_FIELD_NUMBER: _builtins.int
+    ONLY_JOINED_FIELD_NUMBER: _builtins.int
     room_id: _builtins.str
     """The room."""
     user_id: _builtins.str
     """The user who wants to see. Empty with `server_name` set."""
     server_name: _builtins.str
     """The server that wants to see. Empty with `user_id` set."""
+    only_joined: _builtins.bool
+    """Of a server: only events at which it had somebody joined, whatever the history visibility, and its own."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The events."""
@@ -478,10 +481,11 @@ class QueryVisibilityRequest(_message.Message):
         event_ids: _abc.Iterable[_builtins.str] | None = ...,
         user_id: _builtins.str = ...,
         server_name: _builtins.str = ...,
+        only_joined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_ids", b"event_ids", "room_id", b"room_id", "server_name", b"server_name", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_ids", b"event_ids", "only_joined", b"only_joined", "room_id", b"room_id", "server_name", b"server_name", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

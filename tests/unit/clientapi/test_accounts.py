@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from arbor.accounts.v1 import accounts_pb2
+from arbor.log.v1 import output_pb2
 from clientapi.storage import registration_tokens
+from clientapi.storage.tables import outbox_tables
+from servicekit.log.outbox import Outbox
 from tests.support.clientapi_alone import PASSWORD, Client, World, lone_clientapi
 
 
@@ -294,6 +298,27 @@ async def test_deactivation_ends_everything_and_leaves_rooms(world: World) -> No
     async with asyncio.timeout(5):
         while world.roomserver.rooms[room_id].state[member].membership != "leave":
             await asyncio.sleep(0.01)
+
+
+async def test_erasure_takes_the_settings_and_tells_the_readers(world: World) -> None:
+    bob = await world.user("bob")
+    await bob.ok("PUT", f"/user/{bob.user_id}/account_data/org.example", {"secret": True})
+    assert (await prove(bob, "POST", "/account/deactivate", {"erase": True}))[0] == 200
+    stored = await world.service._db.read(Outbox(outbox_tables).load)
+    told = [entry for item in stored for entry in output_pb2.OutputMessage.FromString(item.data).entries]
+    (erased_ms,) = [entry.account_changed.erased_ms for entry in told if entry.account_changed.erased_ms]
+    assert [
+        entry.account_data_changed.content_json
+        for entry in told
+        if entry.account_data_changed.type == "org.example"
+    ][-1] == b""
+    exported = [
+        entry
+        async for part in world.service._servicer.Export(accounts_pb2.ExportRequest(), None)  # type: ignore[arg-type]
+        for entry in output_pb2.OutputMessage.FromString(part.message).entries
+    ]
+    assert erased_ms in [entry.account_changed.erased_ms for entry in exported]
+    assert not [entry for entry in exported if entry.HasField("account_data_changed")]
 
 
 async def test_nothing_secret_is_stored(world: World, tmp_path: Path) -> None:

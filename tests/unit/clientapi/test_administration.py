@@ -138,7 +138,11 @@ async def test_deactivation_and_reset_of_passwords(world: World) -> None:
     reset = f"{ADMIN}/v1/reset_password/{alice.user_id}"
     await root.ok("POST", reset, {"new_password": "another horse", "logout_devices": False})
     await alice.ok("GET", "/account/whoami")
+    await root.ok("POST", f"{ADMIN}/v1/deactivate/{alice.user_id}", {})
+    account = f"{ADMIN}/v2/users/{alice.user_id}"
+    assert (await root.ok("GET", account))["erased"] is False
     await root.ok("POST", f"{ADMIN}/v1/deactivate/{alice.user_id}", {"erase": True})
+    assert (await root.ok("GET", account))["erased"] is True
     login = {"type": "m.login.password", "user": "alice", "password": "another horse"}
     assert (await world.client().fails("POST", "/login", login))[0] == 403
     assert await root.fails("POST", reset, {"new_password": PASSWORD}) == (403, "M_FORBIDDEN")
