@@ -21,19 +21,16 @@ import uvloop
 
 from benchmarks import report
 from benchmarks.measure import Measurement, measured
-from matrixlib.events import Event, parse_event
-from matrixlib.room_versions import ROOM_VERSIONS
-from matrixlib.signing import sign_event
+from matrixlib.events import Event
 from tests.support.evil_peer import Asked, EvilPeer
 from tests.support.federation import FederatedSynapse, federated_arbor
 from tests.support.homeserver import Homeserver
 from tests.support.matrix_client import MatrixClient, http_session, joined_timeline
 from tests.support.synapse_server import ensure_installed
 from tests.support.tls_ca import TestCa
+from tests.support.visitor import Visitor
 
-VERSION = ROOM_VERSIONS["10"]
 BATCH = 50
-V1, V2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,75 +45,6 @@ class Scale:
 
 FULL = Scale(transactions=40, events_to_one=400, destinations=200, events_to_many=10)
 SMOKE = Scale(transactions=3, events_to_one=16, destinations=10, events_to_many=2)
-
-
-class Visitor:
-    """A user of a scripted peer in a room of the server measured, who writes chains of signed events."""
-
-    def __init__(self, peer: EvilPeer, server: Homeserver, room_id: str) -> None:
-        self._peer = peer
-        self._server_name: str = server.server_name
-        self._base_url = f"https://{self._server_name}"
-        self.user_id = f"@visitor:{peer.server_name}"
-        self._room_id = room_id
-        self._auth: list[str] = []
-        self._prev: list[str] = []
-        self._depth = 0
-        self._count = 0
-
-    async def _ask(self, method: str, path: str, content: Any = None) -> Any:
-        status, body = await self._peer.ask(method, self._base_url, path, self._server_name, content)
-        if status != 200:
-            raise RuntimeError(f"{method} {path}: {status} {body}")
-        return body
-
-    async def join(self) -> None:
-        """Join the room, as any server does."""
-        template = await self._ask("GET", f"{V1}/make_join/{self._room_id}/{self.user_id}?ver=10")
-        join = self._signed({**template["event"], "origin_server_ts": int(time.time() * 1000)})
-        answer = await self._ask("PUT", f"{V2}/send_join/{self._room_id}/{join.event_id}", join.pdu)
-        state = {(pdu["type"], pdu["state_key"]): parse_event(pdu, VERSION) for pdu in answer["state"]}
-        keys = (("m.room.create", ""), ("m.room.power_levels", ""))
-        self._auth = [*(state[key].event_id for key in keys), join.event_id]
-        self._prev, self._depth = [join.event_id], join.depth
-
-    def messages(self, count: int) -> list[Event]:
-        """The next messages, each upon the one before."""
-        made = []
-        for _ in range(count):
-            self._count += 1
-            event = self._signed(
-                {
-                    "type": "m.room.message",
-                    "room_id": self._room_id,
-                    "sender": self.user_id,
-                    "content": {"msgtype": "m.text", "body": f"message number {self._count}"},
-                    "auth_events": self._auth,
-                    "prev_events": self._prev,
-                    "depth": self._depth + 1,
-                    "origin_server_ts": int(time.time() * 1000),
-                }
-            )
-            self._prev, self._depth = [event.event_id], event.depth
-            made.append(event)
-        return made
-
-    async def send(self, number: int, events: list[Event]) -> None:
-        """Send a transaction; every event must be taken."""
-        body = {
-            "origin": self._peer.server_name,
-            "origin_server_ts": int(time.time() * 1000),
-            "pdus": [event.pdu for event in events],
-            "edus": [],
-        }
-        answer = await self._ask("PUT", f"{V1}/send/{number}", body)
-        refused = {key: value for key, value in answer["pdus"].items() if value}
-        if refused:
-            raise RuntimeError(f"refused: {refused}")
-
-    def _signed(self, pdu: dict[str, Any]) -> Event:
-        pdu = {key: value for key, value in pdu.items() if key not in ("signatures", "hashes", "unsigned")}
-        return parse_event(sign_event(pdu, VERSION, self._peer.server_name, self._peer.key), VERSION)
 
 
 async def _wait_for(client: MatrixClient, room_id: str, since: str, event_id: str) -> str:
@@ -134,22 +62,24 @@ async def receive(server: Homeserver, ca: TestCa, client: MatrixClient, scale: S
     room_id = await client.create_room(preset="public_chat", room_version="10")
     async with EvilPeer(ca) as peer:
         peer.answer("send", lambda _: {"pdus": {}})
-        visitor = Visitor(peer, server, room_id)
+        visitor = Visitor(peer, server.server_name, room_id)
         await visitor.join()
         since = (await client.sync())["next_batch"]
         # Signed before the measurement: that is the peer's work.
         batches = [visitor.messages(BATCH) for _ in range(scale.transactions + 1)]
 
-        async def take(number: int, batch: list[Event]) -> None:
+        async def take(batch: list[Event]) -> None:
             nonlocal since
-            await visitor.send(number, batch)
+            results = await visitor.send([event.pdu for event in batch])
+            if any(results.values()):
+                raise RuntimeError(f"refused: {results}")
             since = await _wait_for(client, room_id, since, batch[-1].event_id)
 
-        await take(0, batches[0])
+        await take(batches[0])
         async with measured(server) as row:
-            for number, batch in enumerate(batches[1:], 1):
+            for batch in batches[1:]:
                 started = time.perf_counter()
-                await take(number, batch)
+                await take(batch)
                 row.latencies_s.append(time.perf_counter() - started)
             row.operations = BATCH * scale.transactions
     return row
@@ -175,7 +105,7 @@ async def send(
                 return {"pdus": {}}
 
             peer.answer("send", take)
-            await Visitor(peer, server, room_id).join()
+            await Visitor(peer, server.server_name, room_id).join()
             peers.append(peer)
 
         async def say(texts: list[str]) -> None:

@@ -85,6 +85,7 @@ class InviteRoutes:
         # The sender's signature; ours is not there yet and is not demanded of an invite.
         checked = await self._checker.check_one(event.pdu, version, room_id=room_id)
         if not isinstance(checked, Event):
+            # NOTSPEC: it names M_INVALID_PARAM, without demanding it; every server knows 403 for a wrong signature.
             raise forbidden(f"The invite does not pass the checks: {checked.reason}")
         takes_invites = await self._users.takes_invites(target)
         if takes_invites is None:
@@ -109,7 +110,7 @@ class InviteRoutes:
         if event.type != "m.room.member" or event.membership != "invite":
             raise invalid_param("Not an invite")
         if server_name_of(event.sender) != caller.origin:
-            raise forbidden("The sender is not a user of the requesting server")
+            raise invalid_param("The sender is not a user of the requesting server")
         if not is_valid_user_id(event.state_key) or server_name_of(event.state_key or "") not in self._keys:
             raise invalid_param("The invited user is not of this server")
         return event

@@ -13,7 +13,7 @@ from federation.receipt.pdu_checks import PduChecker
 from matrixlib.events import Event
 from matrixlib.identifiers import is_valid_user_id
 from matrixlib.room_versions import RoomVersion
-from servicekit.errors import MatrixError, invalid_param
+from servicekit.errors import invalid_param
 from servicekit.logging import get_logger
 
 log = get_logger("federation.invites")
@@ -38,7 +38,7 @@ async def check_invite_state(
     """Check the state that came with an invite and return it as stripped events, JSON each.
 
     Raises:
-        MatrixError: 400 M_MISSING_PARAM or M_INVALID_PARAM, where the room version is strict about it.
+        MatrixError: 400 M_INVALID_PARAM, where the room version is strict about it.
     """
     strict = version.room_id_is_create_hash
     if not isinstance(entries, list):
@@ -50,7 +50,7 @@ async def check_invite_state(
         if len(events) != len(entries):
             raise invalid_param("invite_room_state holds events that are not valid in this room")
         if not any(event.is_create for event in events):
-            raise MatrixError("M_MISSING_PARAM", 400, "invite_room_state lacks the m.room.create event")
+            raise invalid_param("invite_room_state lacks the m.room.create event")
     elif len(events) != len(entries) or not any(event.is_create for event in events):
         log.info("invite_state_lenient", room=room_id, given=len(entries), valid=len(events))
     return strip_all(entries)

@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.request_auth import authorization_header
@@ -116,7 +117,7 @@ class EvilPeer:
             base.raw_path.partition("?")[0],
             dict(base.query),
             dict(base.headers),
-            orjson.loads(body) if body else None,
+            parse_json(body) if body else None,
             base.raw_path.partition("?")[2],
         )
         self.requests.append(request)
@@ -172,8 +173,12 @@ class EvilPeer:
         key: SigningKey | None = None,
         signed: bool = True,
         header: str | None = None,
+        raw: bytes | None = None,
     ) -> tuple[int, Any]:
-        """Send a request, signed as this server unless told otherwise; returns (status, parsed body)."""
+        """Send a request, signed as this server unless told otherwise; returns (status, parsed body).
+
+        With `raw`, these bytes are the body; `content` is still what is signed.
+        """
         assert self._session is not None
         headers = {}
         if header is not None:
@@ -187,13 +192,21 @@ class EvilPeer:
                 destination=destination or "",
                 content=content,
             )
-        data = None if content is None else BytesIO(orjson.dumps(content))
+        body = raw if raw is not None or content is None else _json(content)
+        data = None if body is None else BytesIO(body)
         async with self._session.request(method, f"{base_url}{path}", data=data, headers=headers) as response:
-            raw = await response.read()
+            answered = await response.read()
         try:
-            return response.status, orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            return response.status, raw
+            return response.status, parse_json(answered)
+        except CanonicalJsonError:
+            return response.status, answered
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # integers beyond 64 bits
+        return encode_canonical(value)
 
 
 def endpoint_of(path: str) -> str:
