@@ -25,7 +25,6 @@ from matrixlib.event_builder import build_event
 from matrixlib.events import Event
 from matrixlib.room_versions import ROOM_VERSIONS
 from roomserver.rpc import reads
-from roomserver.storage import staging
 from servicekit.log.reader import LogMessage
 from tests.support.judging import JudgeBench, foreign, local
 from tests.support.judging import message as message_of
@@ -208,14 +207,11 @@ def measure_large(members: int) -> None:
             events.append(writer.send(user, "m.room.member", {"membership": "join"}, user))
         room_id = writer.room_id or ""
         join_event = writer.send(ALICE, "m.room.member", {"membership": "join"}, ALICE)
-        staged = [(event.event_id, event.pdu_json) for event in events]
         base = psutil.Process().memory_info().rss
         clock = Clock()
-        for part, start in enumerate(range(0, len(staged), 500), 1):
-            bench.database.write_sync(
-                staging.store_part, "i", room_id, "12", part, staged[start : start + 500], [], 1
-            )
-        clock.tell(f"staging {len(staged)} state events")
+        for part, start in enumerate(range(0, len(events), 500), 1):
+            bench.stage("i", room_id, "12", events[start : start + 500], part=part)
+        clock.tell(f"storing {len(events)} state events as outliers")
         commit = input_pb2.CommitImport(import_id="i", room_version="12", join_event=message_of(join_event))
         assert bench.submit((room_id, [input_pb2.InputEntry(commit_import=commit)]))[0].code == 1
         grown = (psutil.Process().memory_info().rss - base) / 2**20

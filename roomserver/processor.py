@@ -19,13 +19,15 @@ from sqlalchemy import Connection
 
 from roomserver import metrics
 from roomserver.erasure import Eraser
+from roomserver.input.import_pages import Import, Page
 from roomserver.input.judge import Judge
 from roomserver.input.work import Held, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.storage import garbage, partitions
+from roomserver.storage.staging import ImportJob
 from roomserver.verdicts import VerdictSender
 from servicekit.database import Database
-from servicekit.errors import MatrixError
+from servicekit.errors import MatrixError, unavailable
 from servicekit.grpc.errors import NOT_OWNER
 from servicekit.log.applying import is_transient
 from servicekit.log.connection import LogConnection
@@ -98,6 +100,7 @@ class Processor:
         self._input_position = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
+        self._importing = asyncio.Lock()
         self._batches = 0
         self._giving_up = False
         self.output_last = 0
@@ -260,6 +263,36 @@ class Processor:
         await self._sent.put(_Sent(outcome, published))
         return applied, failed
 
+    async def import_page(self, page: Page) -> ImportJob:
+        """Store a page of an import, between two batches.
+
+        Raises:
+            MatrixError: another process owns the room, the database is away, or the page cannot be taken.
+        """
+        return await self._import(self._judge.import_page, page)
+
+    async def import_aside(self, of: Import, event_ids: list[str]) -> ImportJob:
+        """As `import_page`, with events of an import that were set aside."""
+        return await self._import(self._judge.import_aside, of, event_ids)
+
+    async def _import(self, work: Callable[..., ImportJob], *args: object) -> ImportJob:
+        # One import at a time: a batch waits for one page at most.
+        async with self._importing, self._writing:
+            try:
+                job = await self._database.write(work, self._held, *args)
+            except MatrixError:
+                raise
+            except OwnershipLost as error:
+                self._judge.failed()
+                raise MatrixError(NOT_OWNER, 503, str(error), 200) from error
+            except BaseException as error:
+                self._judge.failed()
+                if is_transient(error):
+                    raise unavailable("The database does not answer") from error
+                raise
+            self._judge.committed()
+            return job
+
     async def collect_garbage(self, dry_run: bool, *, deep: bool = True) -> dict[str, int]:
         """Collect what nothing refers to; the memory forgets snapshots that may be gone."""
 
@@ -269,14 +302,24 @@ class Processor:
                 raise MatrixError(NOT_OWNER, 503, "A partition has another owner; try again", 200)
             return garbage.collect(conn, self._now_ms(), held, dry_run=dry_run, deep=deep)
 
+        before_ms = self._now_ms() - garbage.STAGING_MS
         if dry_run:
-            return await self._database.read(collect)
+            counted = await self._database.read(collect)
+            return counted | await self._database.read(garbage.count_imports, before_ms)
         async with self._writing:
             try:
-                return await self._database.write(collect)
+                collected = await self._database.write(collect)
             finally:
                 if deep:
                     self._judge.failed()
+        more = True
+        while more:
+            # An import may be large, and the rooms' batches go on between its pages.
+            async with self._writing:
+                more, page = await self._database.write(garbage.collect_import_page, before_ms)
+            for table, rows in page.items():
+                collected[table] = collected.get(table, 0) + rows
+        return collected
 
     async def settle(self, timeout_s: float = 3.0) -> None:
         """Before the stop: relay and answer what is committed, as far as time allows."""

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arbor.log.v1 import common_pb2
 from arbor.roomserver.v1 import query_pb2
 from federation.receipt.ordering import with_whole_auth
 from federation.receipt.pdu_checks import PduChecker
@@ -24,11 +23,14 @@ class JoinFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RoomAtJoin:
-    """What send_join answered, checked: the join as signed by all, the state before it, its auth chain."""
+    """What send_join answered, checked: the join as signed by all, the state before it and its auth chain.
+
+    Each of `events` comes after its auth events; those of `state_ids` are the state.
+    """
 
     join: Event
-    state: tuple[Event, ...]
-    auth_chain: tuple[Event, ...]
+    events: tuple[Event, ...]
+    state_ids: frozenset[str]
 
 
 async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, Any]) -> RoomAtJoin:
@@ -66,11 +68,7 @@ async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, An
     verdict = check_event_auth(join, by_key)
     if isinstance(verdict, Refused):
         raise JoinFailed(f"the join is not allowed by the state given: rule {verdict.rule}, {verdict.reason}")
-    return RoomAtJoin(
-        join,
-        tuple(by_key.values()),
-        tuple(event for event in complete.values() if event.event_id not in state),
-    )
+    return RoomAtJoin(join, tuple(complete.values()), frozenset(event.event_id for event in by_key.values()))
 
 
 async def _signed_join(checker: PduChecker, join: Event, returned: Any) -> Event:
@@ -101,36 +99,31 @@ def import_id_of(job_id: str, room: RoomAtJoin) -> str:
     (Parts of two different lists of events must never be mixed.)
     """
     digest = hashlib.sha256()
-    for events in (room.auth_chain, room.state):
-        for event in events:
-            digest.update(event.event_id.encode())
-        digest.update(b"|")
+    for event in room.events:
+        digest.update(event.event_id.encode())
+        digest.update(b"|" if event.event_id in room.state_ids else b",")
     return f"{job_id}-{digest.hexdigest()[:16]}"
 
 
 async def parts_of(import_id: str, room: RoomAtJoin) -> AsyncIterator[query_pb2.ImportRequest]:
     """The parts in which a room's state goes to the RoomServer, about a megabyte each."""
-    number = 0
-    for events, is_state in ((room.auth_chain, False), (room.state, True)):
-        for chunk in _by_size(events):
-            number += 1
-            yield query_pb2.ImportRequest(
-                import_id=import_id,
-                room_id=room.join.room_id,
-                room_version=room.join.room_version.identifier,
-                state=chunk if is_state else (),
-                auth_chain=() if is_state else chunk,
-                part=number,
-            )
+    for number, chunk in enumerate(_by_size(room.events), 1):
+        yield query_pb2.ImportRequest(
+            import_id=import_id,
+            room_id=room.join.room_id,
+            room_version=room.join.room_version.identifier,
+            state=[event_message(event) for event in chunk if event.event_id in room.state_ids],
+            auth_chain=[event_message(event) for event in chunk if event.event_id not in room.state_ids],
+            part=number,
+        )
 
 
-def _by_size(events: Sequence[Event]) -> Iterator[list[common_pb2.Event]]:
-    chunk: list[common_pb2.Event] = []
+def _by_size(events: Sequence[Event]) -> Iterator[list[Event]]:
+    chunk: list[Event] = []
     size = 0
     for event in events:
-        message = event_message(event)
-        chunk.append(message)
-        size += len(message.pdu_json) + 100
+        chunk.append(event)
+        size += len(event.pdu_json) + 100
         if size >= IMPORT_PART_BYTES:
             yield chunk
             chunk, size = [], 0

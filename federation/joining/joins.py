@@ -313,7 +313,7 @@ class Joins:
             raise refusal_of(verdict)
         fault_point("join.committed")
         self._rooms.forget(job.room_id)
-        log.info("joined", room=job.room_id, through=job.resident, state=len(room.state))
+        log.info("joined", room=job.room_id, through=job.resident, state=len(room.state_ids))
         return Joined(room.join.event_id, verdict.output_sequence)
 
 

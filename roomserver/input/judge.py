@@ -18,16 +18,18 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import input_pb2
 from roomserver import metrics
-from roomserver.input import commit_import, federation, history, local, purge
+from roomserver.input import commit_import, federation, history, import_pages, local, purge
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch, Context
 from roomserver.input.decode import Request, decode_requests
 from roomserver.input.finish import bury, finish
+from roomserver.input.import_pages import Import, Page
 from roomserver.input.load import load
 from roomserver.input.work import Held, Outcome, Work
 from roomserver.memory import Memory
 from roomserver.storage import dead_letters, partitions, rooms
 from roomserver.storage import outputs as output_rows
+from roomserver.storage.staging import ImportJob
 from servicekit.log.applying import is_transient
 from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
 from servicekit.log.faultpoints import fault_point
@@ -164,6 +166,32 @@ class Judge:
             return bury(conn, self.context, request, error, held, epoch, self._now_ms())
         savepoint.commit()
         return outcome
+
+    def import_page(self, conn: Connection, held: dict[int, Held], page: Page) -> ImportJob:
+        """Store a page of an import. Raises OwnershipLost, MatrixError."""
+        batch = self._import_batch(conn, held, page.of)
+        job = import_pages.store(batch, page)
+        return self._page_stored(batch, job)
+
+    def import_aside(
+        self, conn: Connection, held: dict[int, Held], of: Import, event_ids: list[str]
+    ) -> ImportJob:
+        """Store events of an import that were set aside. Raises OwnershipLost, MatrixError."""
+        batch = self._import_batch(conn, held, of)
+        job = import_pages.store_aside(batch, of, event_ids)
+        return self._page_stored(batch, job)
+
+    def _import_batch(self, conn: Connection, held: dict[int, Held], of: Import) -> Batch:
+        self._pending = []
+        self._fence_again(conn, [of.room_id], held)
+        return Batch(conn, self.context, self.memory, self._now_ms())
+
+    def _page_stored(self, batch: Batch, job: ImportJob) -> ImportJob:
+        # Thousands of members, few of whom are asked for again.
+        batch.new_keys.clear()
+        self._pending.append(batch)
+        fault_point("roomserver.import_page")
+        return job
 
     # -- called after the transaction
 

@@ -1,5 +1,6 @@
 """`AdminService`: large inputs and the operator's repairs."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,11 @@ from arbor.roomserver.v1 import query_pb2
 from arbor.roomserver.v1.query_pb2_grpc import AdminServiceServicer
 from matrixlib.room_versions import get_room_version
 from roomserver import metrics
+from roomserver.input import import_pages
+from roomserver.input.import_pages import Import
 from roomserver.storage import dead_letters, garbage, rooms, staging
+from roomserver.storage.staging import ImportJob
+from servicekit.database.raw import chunks
 from servicekit.errors import invalid_param
 from servicekit.log.faultpoints import fault_point
 from servicekit.logging import get_logger
@@ -18,8 +23,6 @@ if TYPE_CHECKING:
     from roomserver.service import RoomServer
 
 log = get_logger("roomserver.admin")
-
-MAX_IMPORT_EVENTS = 500_000
 
 
 class AdminServicer(AdminServiceServicer):
@@ -33,29 +36,29 @@ class AdminServicer(AdminServiceServicer):
         self, request_iterator: AsyncIterator[query_pb2.ImportRequest], context: Any
     ) -> query_pb2.ImportResponse:
         """See query.proto."""
-        job: staging.ImportJob | None = None
+        processor = self._server.processor
+        of: Import | None = None
+        job: ImportJob | None = None
         async for part in request_iterator:
-            if not part.import_id or not part.room_id or get_room_version(part.room_version) is None:
+            version = get_room_version(part.room_version)
+            if not part.import_id or not part.room_id or version is None:
                 raise invalid_param("A part names an import, a room and a version that is known")
-            if job is not None and part.part > job.last_part + 1:
-                raise invalid_param(f"Part {job.last_part + 1} is missing")
-            job = await self._database.write(
-                staging.store_part,
-                part.import_id,
-                part.room_id,
-                part.room_version,
-                part.part,
-                [(event.event_id, event.pdu_json) for event in part.state],
-                [(event.event_id, event.pdu_json) for event in part.auth_chain],
-                self._server.now_ms(),
-            )
-            fault_point("roomserver.import_part")
-            if job.room_id != part.room_id:
+            if of is None:
+                of = Import(part.import_id, part.room_id, version)
+                await self._server.query.check_owner(part.room_id)
+                job = await self._database.read(staging.load_job, part.import_id)
+            if of != Import(part.import_id, part.room_id, version) or (job and job.room_id != part.room_id):
                 raise invalid_param("The import is of another room")
-            if job.events > MAX_IMPORT_EVENTS:
-                raise invalid_param("The import is too large")
-        if job is None:
+            if job is not None and part.part <= job.last_part:
+                continue
+            for page in await asyncio.to_thread(import_pages.cut, of, part):
+                job = await processor.import_page(page)
+            fault_point("roomserver.import_part")
+        if of is None or job is None:
             raise invalid_param("An import has parts")
+        order = await self._database.read(import_pages.order_of_aside, of)
+        for event_ids in chunks(order, staging.PAGE):
+            job = await processor.import_aside(of, list(event_ids))
         return query_pb2.ImportResponse(last_part=job.last_part, events=job.events)
 
     async def ListDeadLetters(  # noqa: N802

@@ -109,7 +109,11 @@ def read_missing(
 def read_auth_chain(conn: Connection, event_ids: list[str]) -> list[int]:
     """The auth chain of events, each after those it refers to."""
     found = events.load_events_by_id(conn, event_ids)
-    chain = auth_chains.load_auth_chain(conn, {nid for row in found.values() for nid in row.auth})
+    # Events of a room that is only being imported are nobody's yet.
+    room_nids = rooms.load_rooms_by_nid(conn, {row.room_nid for row in found.values()}).keys()
+    chain = auth_chains.load_auth_chain(
+        conn, {nid for row in found.values() if row.room_nid in room_nids for nid in row.auth}
+    )
     return sorted(chain)
 
 

@@ -92,8 +92,8 @@ def read_stored(conn: Connection, event_ids: Iterable[str], room_id: str = "") -
     """
     wanted = list(dict.fromkeys(event_ids))
     found = events.load_full_by_id(conn, wanted)
-    stored = dict(zip(found, make_stored(conn, list(found.values())), strict=True))
-    missing = [event_id for event_id in wanted if event_id not in found]
+    stored = {item.event.event_id: item for item in make_stored(conn, list(found.values()))}
+    missing = [event_id for event_id in wanted if event_id not in stored]
     if missing:
         for event_id, pdu_room, version, pdu in _OUTLIER_EVENTS.rows(conn, missing):
             stored[event_id] = query_pb2.StoredEvent(
@@ -114,7 +114,7 @@ def read_stored(conn: Connection, event_ids: Iterable[str], room_id: str = "") -
 
 
 def make_stored(conn: Connection, found: list[tuple[EventRow, bytes]]) -> list[query_pb2.StoredEvent]:
-    """Rows as the contract has them."""
+    """Rows as the contract has them, but for those of rooms that are only being imported."""
     if not found:
         return []
     room_rows = rooms.load_rooms_by_nid(conn, {row.room_nid for row, _ in found})
@@ -122,7 +122,9 @@ def make_stored(conn: Connection, found: list[tuple[EventRow, bytes]]) -> list[q
     redactions = events.load_full_by_nid(conn, {row.redacted_by for row, _ in found if row.redacted_by})
     made = []
     for row, pdu in found:
-        room = room_rows[row.room_nid]
+        room = room_rows.get(row.room_nid)
+        if room is None:
+            continue
         stored = query_pb2.StoredEvent(
             event=message_of(row.event_id, pdu),
             room_id=room.room_id,

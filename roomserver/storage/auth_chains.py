@@ -27,9 +27,8 @@ _STORE_LINK = Sql(
 )
 _REMOVE = Sql("DELETE FROM auth_chain WHERE event_nid IN ?")
 _REMOVE_LINKS = Sql(
-    "DELETE FROM auth_chain_link WHERE EXISTS (SELECT 1 FROM auth_chain a WHERE a.chain_id ="
-    " auth_chain_link.chain_id"
-    " AND a.seq = auth_chain_link.seq AND a.event_nid IN ?)"
+    "DELETE FROM auth_chain_link WHERE (chain_id, seq) IN"
+    " (SELECT chain_id, seq FROM auth_chain WHERE event_nid IN ?)"
 )
 
 WINDOW = 500

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection
 
-from roomserver.storage import rooms
+from roomserver.storage import auth_chains, rooms
 from servicekit.database.raw import Sql
 
 DAY_MS = 24 * 3600 * 1000
@@ -30,20 +30,33 @@ _USED = (
 )
 _RULES: dict[str, str] = {
     "transaction_key": "created_ms < ?",
-    "import_event": "import_id IN (SELECT import_id FROM import_job WHERE created_ms < ?)",
-    "import_job": "created_ms < ?",
     "waiting_for": "waiting_event_id IN (SELECT event_id FROM waiting_event WHERE created_ms < ?)",
     "waiting_event": "created_ms < ?",
     "dead_letter": "created_ms < ?",
 }
 _AGES = {
     "transaction_key": DAY_MS,
-    "import_event": STAGING_MS,
-    "import_job": STAGING_MS,
     "waiting_for": WAITING_MS,
     "waiting_event": WAITING_MS,
     "dead_letter": DEAD_MS,
 }
+_OLD_IMPORT = Sql(
+    "SELECT import_id FROM import_job WHERE created_ms < ? ORDER BY created_ms, import_id LIMIT 1"
+)
+_RESET_IMPORT = Sql(
+    "UPDATE import_job SET last_part = 0, events = 0 WHERE import_id = ? AND created_ms < ? RETURNING room_nid"
+)
+_IS_KEPT = Sql(
+    "SELECT 1 FROM room WHERE nid = ? UNION ALL SELECT 1 FROM import_job WHERE import_id <> ? AND room_nid = ? LIMIT 1"
+)
+_NEWEST = Sql("SELECT nid FROM event WHERE room_nid = ? ORDER BY nid DESC LIMIT ?")
+_DELETE_EVENTS = Sql("DELETE FROM event WHERE nid IN ?")
+_DELETE_BODIES = Sql("DELETE FROM event_body WHERE nid IN ?")
+_DELETE_ASIDE = Sql("DELETE FROM import_event WHERE import_id = ?")
+_DELETE_PAGES = Sql("DELETE FROM import_page WHERE import_id = ?")
+_DELETE_JOB = Sql("DELETE FROM import_job WHERE import_id = ?")
+IMPORT_PAGE = 1000
+
 _OUTBOX = "output_no <= (SELECT p.published_no FROM outbox_progress p WHERE p.partition = outbox.partition)"
 _ORPHANS = {
     "pending_redaction": "redaction_nid NOT IN (SELECT nid FROM event)",
@@ -64,6 +77,7 @@ TABLES = (
     "outbox",
     "waiting_event",
     "import_event",
+    "import_page",
     "dead_letter",
     "outlier_membership",
     "erasure",
@@ -96,6 +110,53 @@ def collect(
         if dry_run or not rows:
             break
     return collected
+
+
+def collect_import_page(conn: Connection, before_ms: int) -> tuple[bool, dict[str, int]]:
+    """Delete some of one import that nobody has gone on with since.
+
+    Returns whether there may be more, and rows by table.
+
+    The events go from the newest: what is left is whole at any time, should the import be taken up again from its
+    first part. Those of a room that we were ever in stay, for others may cite them.
+    """
+    found = _OLD_IMPORT.row(conn, before_ms)
+    if found is None:
+        return False, {}
+    import_id = found[0]
+    locked = _RESET_IMPORT.row(conn, import_id, before_ms)
+    if locked is None:
+        return True, {}  # somebody has gone on with it just now
+    room_nid = locked[0]
+    deleted = {
+        "import_event": _DELETE_ASIDE.change(conn, import_id),
+        "import_page": _DELETE_PAGES.change(conn, import_id),
+        "event": 0,
+        "import_job": 0,
+    }
+    if room_nid and _IS_KEPT.row(conn, room_nid, import_id, room_nid) is None:
+        nids = [row[0] for row in _NEWEST.rows(conn, room_nid, IMPORT_PAGE)]
+        if nids:
+            auth_chains.remove(conn, nids)
+            _DELETE_BODIES.change(conn, nids)
+            deleted["event"] = _DELETE_EVENTS.change(conn, nids)
+        if len(nids) == IMPORT_PAGE:
+            return True, deleted
+    deleted["import_job"] = _DELETE_JOB.change(conn, import_id)
+    return True, deleted
+
+
+def count_imports(conn: Connection, before_ms: int) -> dict[str, int]:
+    """What `collect_import_page` would delete in the end, by table."""
+    of = "import_id IN (SELECT import_id FROM import_job WHERE created_ms < ?)"
+    rules = {
+        "import_event": of,
+        "import_page": of,
+        "event": "room_nid IN (SELECT room_nid FROM import_job GROUP BY room_nid HAVING MAX(created_ms) < ?)"
+        " AND room_nid NOT IN (SELECT nid FROM room)",
+        "import_job": "created_ms < ?",
+    }
+    return {table: _apply(conn, table, rule, True, before_ms) for table, rule in rules.items()}
 
 
 def _apply(conn: Connection, table: str, rule: str, dry_run: bool, *parameters: int | list[int]) -> int:

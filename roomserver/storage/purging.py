@@ -35,6 +35,9 @@ _BY_ID = [
     Sql(text)
     for text in (
         _DELETE_WAITS,
+        "DELETE FROM import_event WHERE import_id IN (SELECT import_id FROM import_job WHERE room_id = ?)",
+        "DELETE FROM import_page WHERE import_id IN (SELECT import_id FROM import_job WHERE room_id = ?)",
+        "DELETE FROM import_job WHERE room_id = ?",
         "DELETE FROM waiting_event WHERE room_id = ?",
         "DELETE FROM outlier_membership WHERE room_id = ?",
         "DELETE FROM dead_letter WHERE about = ?",

@@ -256,16 +256,39 @@ import_job = Table(
     Column("import_id", Text, primary_key=True),
     Column("room_id", Text, nullable=False),
     Column("room_version", String(32), nullable=False),
+    Column(
+        "room_nid",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of its events; `room` may have no such row before the commit. 0: none yet",
+    ),
     Column("last_part", Integer, nullable=False),
     Column("events", Integer, nullable=False),
-    Column("created_ms", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, comment="when the last part of the room came"),
+)
+
+import_page = Table(
+    "import_page",
+    metadata,
+    Column("import_id", Text, primary_key=True),
+    Column("page", Integer, primary_key=True, autoincrement=False, comment="from 1, in order"),
+    Column(
+        "state",
+        LargeBinary,
+        nullable=False,
+        comment="packed (key id, event number, membership) triples: entries of the room's state",
+    ),
+    sqlite_with_rowid=False,
 )
 
 import_event = Table(
     "import_event",
     metadata,
     Column("import_id", Text, primary_key=True),
-    Column("event_id", Text, primary_key=True),
+    Column(
+        "event_id", Text, primary_key=True, comment="came before one of its auth events, so is not stored"
+    ),
     Column("is_state", Boolean, nullable=False, comment="part of the state; else of its auth chain only"),
     Column("pdu", LargeBinary, nullable=False),
     sqlite_with_rowid=False,

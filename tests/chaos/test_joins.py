@@ -23,6 +23,7 @@ FAULTS = (
     "join.stored",
     "join.staged",
     "join.committed",
+    "roomserver.import_page:3",
     "roomserver.import_part",
     "roomserver.import_commit",
 )

@@ -22,7 +22,7 @@ from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, Verdic
 from matrixlib.events import Event, EventFormatError
 from matrixlib.room_versions import ROOM_VERSIONS
 from roomserver.rpc import explain
-from roomserver.storage import dead_letters, rooms, staging
+from roomserver.storage import dead_letters, rooms
 from roomserver.storage.packing import unpack_ids
 from servicekit.database.raw import Sql
 from tests.support.judging import JudgeBench, foreign, local, message
@@ -157,9 +157,8 @@ def begin_by_import(rng: random.Random, bench: JudgeBench, room: Room, other: Ro
     state = [room.events[event_id] for event_id in room.before[at].values()]
     state += [room.events[event_id] for event_id in rng.sample(room.order, 3)]
     state += [found for event in list(state) if (found := mutate(rng, room, event, other.order))]
-    staged = {event.event_id: event.pdu_json for event in state}
     version = room.version.identifier
-    bench.database.write_sync(staging.store_part, "i", room_id, version, 1, list(staged.items()), [], 1)
+    bench.stage("i", room_id, version, state)
     join = room.member("@alice:a.example", "join", prev=[at])
     commit = CommitImport(import_id="i", room_version=version, join_event=message(join))
     (verdict,) = bench.submit((room_id, [InputEntry(commit_import=commit)]))

@@ -9,7 +9,7 @@ from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, Verdic
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.room_versions import ROOM_VERSIONS
 from roomserver.rpc import explain, graph, reads
-from roomserver.storage import events, rooms, staging
+from roomserver.storage import events, rooms
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, Room, sign_for_all
 
@@ -112,8 +112,7 @@ def test_an_auth_event_of_another_room_in_an_import(bench: JudgeBench, version: 
     odd = sign_for_all(pdu, room.version)
     join = room.member(ALICE, "join")
     state = [room.events[i] for i in room.before[join.event_id].values() if i != topic.event_id]
-    staged = [(event.event_id, event.pdu_json) for event in (*state, odd)]
-    bench.database.write_sync(staging.store_part, "i", room_id, version, 1, staged, [], 1)
+    bench.stage("i", room_id, version, [*state, odd])
     commit = CommitImport(import_id="i", room_version=version, join_event=message(join))
     verdict = bench.submit((room_id, [InputEntry(commit_import=commit)]))[0]
     assert verdict.code == CODE.VERDICT_CODE_ACCEPTED, verdict

@@ -9,7 +9,6 @@ from arbor.log.v1.input_pb2 import CommitImport, InputEntry, VerdictCode
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.room_versions import ROOM_VERSIONS
 from roomserver.rpc import reads
-from roomserver.storage import staging
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, Room
 
@@ -64,9 +63,8 @@ def test_an_imported_state_with_an_event_that_its_auth_events_refuse(bench: Judg
     forged = room.send(CAROL, "m.room.topic", {"topic": "mine now"}, state_key="")
     assert forged.event_id in room.rejected
     join = room.member(ALICE, "join")
-    events = [room.events[i] for i in (*room.before[join.event_id].values(), forged.event_id)]
-    staged = [(event.event_id, event.pdu_json) for event in events]
-    bench.database.write_sync(staging.store_part, "i", room_id, version, 1, staged, [], 1)
+    state = [room.events[i] for i in (*room.before[join.event_id].values(), forged.event_id)]
+    bench.stage("i", room_id, version, state)
     commit = CommitImport(import_id="i", room_version=version, join_event=message(join))
     verdict = bench.submit((room_id, [InputEntry(commit_import=commit)]))[0]
     assert verdict.code == CODE.VERDICT_CODE_ACCEPTED, verdict

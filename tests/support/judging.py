@@ -15,7 +15,10 @@ from typing import Any
 
 from arbor.log.v1 import common_pb2, input_pb2
 from arbor.log.v1.output_pb2 import OutputEntry, OutputMessage
+from arbor.roomserver.v1.query_pb2 import ImportRequest
 from matrixlib.events import Event
+from matrixlib.room_versions import get_room_version
+from roomserver.input import import_pages
 from roomserver.input.batch import Context
 from roomserver.input.judge import Judge
 from roomserver.input.work import Held, Outcome, Work
@@ -130,6 +133,30 @@ class JudgeBench:
                 place = (answer.partition, answer.row.output_no)
                 answer.verdict.output_sequence = self.sequences.get(place, 0)
         return [answer.verdict for answer in outcome.answers]
+
+    def stage(
+        self,
+        import_id: str,
+        room_id: str,
+        version: str,
+        state: Sequence[Event],
+        auth_chain: Sequence[Event] = (),
+        part: int = 1,
+    ) -> None:
+        """Store a part of an import, as `Import` does with a call that has this part alone."""
+        found = get_room_version(version)
+        assert found is not None, version
+        of = import_pages.Import(import_id, room_id, found)
+        request = ImportRequest(part=part, state=map(message, state), auth_chain=map(message, auth_chain))
+        for page in import_pages.cut(of, request):
+            self._import(self.judge.import_page, page)
+        order = self.database.read_sync(import_pages.order_of_aside, of)
+        if order:
+            self._import(self.judge.import_aside, of, order)
+
+    def _import(self, work: Any, *args: Any) -> None:
+        self.database.write_sync(work, self.held, *args)
+        self.judge.committed()
 
     def settle(self) -> None:
         """Store where everything stands on OUTPUT."""

@@ -161,7 +161,7 @@ class InputEntry(_message.Message):
 
     @_builtins.property
     def commit_import(self) -> Global___CommitImport:
-        """Make what was staged under an import id part of the room."""
+        """Make what came under an import id part of the room."""
 
     @_builtins.property
     def purge_room(self) -> Global___PurgeRoom:
@@ -266,7 +266,7 @@ Global___SubmitEvents: _TypeAlias = SubmitEvents  # noqa: Y015
 
 @_typing.final
 class CommitImport(_message.Message):
-    """Makes a staged import part of the room: a join's state and auth chain, or a whole snapshot."""
+    """Makes an import part of the room: a join's state and auth chain, or a whole snapshot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -274,7 +274,7 @@ class CommitImport(_message.Message):
     ROOM_VERSION_FIELD_NUMBER: _builtins.int
     JOIN_EVENT_FIELD_NUMBER: _builtins.int
     import_id: _builtins.str
-    """The id under which `ImportService.Import` staged it."""
+    """The id under which `AdminService.Import` stored it."""
     room_version: _builtins.str
     """The version of the room."""
     @_builtins.property

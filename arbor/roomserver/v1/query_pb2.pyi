@@ -1188,7 +1188,9 @@ class ImportRequest(_message.Message):
     room_version: _builtins.str
     """Its version."""
     part: _builtins.int
-    """Counts the parts from 1; one that is known already is skipped."""
+    """Counts the parts from 1; one that is known already is skipped. Events come best after their auth events: those that
+    come before are judged at the end of the call, and those whose auth events never come are left out.
+    """
     @_builtins.property
     def state(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]:
         """State events of this part."""
@@ -1217,14 +1219,14 @@ Global___ImportRequest: _TypeAlias = ImportRequest  # noqa: Y015
 
 @_typing.final
 class ImportResponse(_message.Message):
-    """What is staged so far."""
+    """What is stored so far."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_PART_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     last_part: _builtins.int
-    """The last part that is safely staged."""
+    """The last part that is safely stored."""
     events: _builtins.int
     """How many events that is."""
     def __init__(

@@ -710,7 +710,8 @@ class AdminServiceServicer:
     """
 
     def Import(self, request_iterator, context):
-        """Stages a room's state and auth chain under an import id; resumable, idempotent. An INPUT entry commits it.
+        """Stores a room's state and auth chain under an import id; resumable, idempotent. Nobody sees any of it before an
+        INPUT entry commits it; what is never committed is deleted after two days. Answered by the room's owner only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -221,7 +221,9 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     Import: _grpc.StreamUnaryMultiCallable[_query_pb2.ImportRequest, _query_pb2.ImportResponse]
-    """Stages a room's state and auth chain under an import id; resumable, idempotent. An INPUT entry commits it."""
+    """Stores a room's state and auth chain under an import id; resumable, idempotent. Nobody sees any of it before an
+    INPUT entry commits it; what is never committed is deleted after two days. Answered by the room's owner only.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_query_pb2.ListDeadLettersRequest, _query_pb2.ListDeadLettersResponse]
     """Lists dead letters and quarantined rooms."""
     ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_query_pb2.ReplayDeadLettersRequest, _query_pb2.ReplayDeadLettersResponse]
@@ -235,7 +237,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Import: _aio.StreamUnaryMultiCallable[_query_pb2.ImportRequest, _query_pb2.ImportResponse]  # type: ignore[assignment]
-    """Stages a room's state and auth chain under an import id; resumable, idempotent. An INPUT entry commits it."""
+    """Stores a room's state and auth chain under an import id; resumable, idempotent. Nobody sees any of it before an
+    INPUT entry commits it; what is never committed is deleted after two days. Answered by the room's owner only.
+    """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_query_pb2.ListDeadLettersRequest, _query_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters and quarantined rooms."""
     ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_query_pb2.ReplayDeadLettersRequest, _query_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
@@ -252,7 +256,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_query_pb2.ImportRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_query_pb2.ImportResponse, _abc.Awaitable[_query_pb2.ImportResponse]]:
-        """Stages a room's state and auth chain under an import id; resumable, idempotent. An INPUT entry commits it."""
+        """Stores a room's state and auth chain under an import id; resumable, idempotent. Nobody sees any of it before an
+        INPUT entry commits it; what is never committed is deleted after two days. Answered by the room's owner only.
+        """
 
     @_abc_1.abstractmethod
     def ListDeadLetters(

@@ -13,7 +13,7 @@ from matrixlib.events import Event
 from roomserver import metrics
 from roomserver.rpc import explain, exports, reads
 from roomserver.storage import events as event_rows
-from roomserver.storage import garbage, staging, waiting
+from roomserver.storage import garbage, waiting
 from roomserver.storage.tables import metadata
 from tests.support.judging import JudgeBench, foreign, local, message
 from tests.support.rooms import ALICE, BOB, CAROL, DAVE, Room
@@ -309,21 +309,12 @@ def imported(bench: JudgeBench, room: Room, join: Event, import_id: str = "impor
     state = set(room.before[join.event_id].values())
     chain = set(room.order) - state - {join.event_id}
     parts = [
-        ([], [(i, room.events[i].pdu_json) for i in room.order if i in chain]),
-        ([(i, room.events[i].pdu_json) for i in sorted(state)], []),
+        ([], [room.events[i] for i in room.order if i in chain]),
+        ([room.events[i] for i in sorted(state)], []),
     ]
     for number, (state_part, chain_part) in enumerate(parts, 1):
         for _ in range(2):  # a part may come twice
-            bench.database.write_sync(
-                staging.store_part,
-                import_id,
-                room_id,
-                room.version.identifier,
-                number,
-                state_part,
-                chain_part,
-                bench.now_ms(),
-            )
+            bench.stage(import_id, room_id, room.version.identifier, state_part, chain_part, number)
     entry = InputEntry(
         request_id="import",
         commit_import=CommitImport(

@@ -9,7 +9,6 @@ from arbor.log.v1 import input_pb2
 from arbor.log.v1.output_pb2 import OutputMessage, Placement
 from benchmarks.roomserver_bench import Writer
 from matrixlib.events import Event
-from roomserver.storage import staging
 from tests.support.judging import JudgeBench, foreign
 from tests.support.judging import message as message_of
 
@@ -39,8 +38,7 @@ class LargeRoom(Writer):
         """Have us join: the state is staged, then committed."""
         room_id = self.room_id or ""
         for part, start in enumerate(range(0, len(events), 5000), 1):
-            staged = [(event.event_id, event.pdu_json) for event in events[start : start + 5000]]
-            bench.database.write_sync(staging.store_part, "i", room_id, "12", part, staged, [], 1)
+            bench.stage("i", room_id, "12", events[start : start + 5000], part=part)
         commit = input_pb2.CommitImport(import_id="i", room_version="12", join_event=message_of(join))
         assert accepted(bench, (room_id, [input_pb2.InputEntry(commit_import=commit)]))
 
