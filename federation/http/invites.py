@@ -7,6 +7,7 @@ from typing import Any
 
 from arbor.log.v1 import input_pb2
 from federation.http.authentication import Caller
+from federation.http.countersigning import countersign
 from federation.http.endpoints import Endpoint
 from federation.joining.stripped import check_invite_state
 from federation.local_users import LocalUsers
@@ -16,7 +17,7 @@ from federation.submit import Submitter, event_message, is_accepted, malformed, 
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import is_valid_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
-from matrixlib.signing import SigningKey, sign_event
+from matrixlib.signing import SigningKey
 from servicekit.errors import MatrixError, forbidden, invalid_param, missing_param
 from servicekit.http import Request, Response, json_response
 
@@ -94,7 +95,7 @@ class InviteRoutes:
             raise MatrixError("M_INVITE_BLOCKED", 403, "The user takes no invites")
         stripped = await check_invite_state(state, self._checker, version, room_id)
         server = server_name_of(target)
-        signed = parse_event(sign_event(checked.pdu, version, server, self._keys[server]), version)
+        signed = countersign(checked, server, self._keys[server])
         if view is None or not view.participating:
             await self._submit(signed, caller.origin, stripped)
         # Otherwise the event comes to us like every other one of the room.

@@ -12,6 +12,7 @@ import orjson
 from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.http.authentication import Caller
+from federation.http.countersigning import countersign
 from federation.http.endpoints import Endpoint
 from federation.http.restricted import RestrictedJoins
 from federation.joining.stripped import STRIPPED_TYPES
@@ -24,7 +25,7 @@ from matrixlib.event_builder import build_pdu, next_depth
 from matrixlib.events import Event, EventFormatError, StateKey, parse_event
 from matrixlib.identifiers import IdentifierError, parse_user_id, server_name_of
 from matrixlib.room_versions import RoomVersion
-from matrixlib.signing import SigningKey, sign_event
+from matrixlib.signing import SigningKey
 from servicekit.database import Database
 from servicekit.errors import MatrixError, forbidden, invalid_param, not_found
 from servicekit.http import Request, Response, json_response
@@ -260,7 +261,7 @@ class MembershipRoutes:
         if not self._is_local(server):
             return event  # the checks find out whether that server has signed
         await self._restricted.check_authoriser(view, event.sender, authoriser)
-        return parse_event(sign_event(event.pdu, view.version, server, self._keys[server]), view.version)
+        return countersign(event, server, self._keys[server])
 
     async def _state_before(
         self, event: Event, *, omit_members: bool = False

@@ -16,8 +16,9 @@ from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
 from federation.storage.jobs import JoinJob
 from federation.submit import Submitter, event_message, is_accepted, refusal_of
+from matrixlib.canonical_json import encode_canonical
 from matrixlib.event_builder import build_event
-from matrixlib.events import Event, parse_event
+from matrixlib.events import MAX_EVENT_BYTES, Event, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.signing import SigningKey
@@ -27,6 +28,8 @@ from servicekit.logging import get_logger
 log = get_logger("federation.memberships")
 
 INVITE_TIMEOUT_S = 30.0
+# What a signature takes up in an event besides the server's name.
+LEAST_SIGNATURE = len('"":{"ed25519:":""},') + 86
 MEMBERSHIPS_WE_LEAVE = ("invite", "knock")
 
 
@@ -145,6 +148,8 @@ class RemoteMemberships:
         """
         user_id = event.state_key or ""
         destination, origin = server_name_of(user_id), server_name_of(event.sender)
+        if len(event.pdu_json) + len(destination) + LEAST_SIGNATURE > MAX_EVENT_BYTES:
+            raise MatrixError("M_TOO_LARGE", 413, "With the other server's signature the invite is too large")
         body = {
             "event": event.pdu,
             "room_version": event.room_version.identifier,
@@ -176,10 +181,15 @@ class RemoteMemberships:
         self, event: Event, room_state: Sequence[Event], destination: str, options: Mapping[str, Any]
     ) -> Any:
         path = path_of("/_matrix/federation/v1/invite/{}/{}", event.room_id, event.event_id)
-        body = {
-            **event.pdu,
-            "unsigned": {"invite_room_state": [strip_event(item) for item in room_state]},
-        }
+        shown: list[dict[str, Any]] = []
+        body = {**event.pdu, "unsigned": {"invite_room_state": shown}}
+        # The state lies in the event here, and an event has a greatest size.
+        left = MAX_EVENT_BYTES - len(encode_canonical(body))
+        for item in map(strip_event, room_state):
+            size = len(encode_canonical(item)) + 1
+            if size <= left:
+                shown.append(item)
+                left -= size
         try:
             answer = await self._client.request(destination, "PUT", path, content=body, **options)
         except RemoteError as error:
