@@ -40,17 +40,22 @@ from tests.support.tls_ca import TestCa
 
 
 class RoomsInMemory(Rooms):
-    """Rooms out of `Room` objects. `waiting` are ids told as waiting."""
+    """Rooms out of `Room` objects. `waiting` are ids told as waiting, `imported` the parts of imports."""
 
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         self.of: dict[str, Room] = {}
         self.outliers: dict[str, Event] = {}
         self.outlier_memberships: dict[tuple[str, str], Event] = {}
         self.waiting: set[str] = set()
+        self.imported: list[query_pb2.ImportRequest] = []
         self.hidden_from: dict[str, set[str]] = {}
         """Server name -> ids of events that it may not see."""
         self._is_local = is_local
         self._views = OrderedDict()
+
+    async def import_parts(self, parts: AsyncIterator[query_pb2.ImportRequest]) -> None:
+        async for part in parts:
+            self.imported.append(part)
 
     def forget(self, room_id: str) -> None:
         """Nothing is remembered here."""

@@ -22,7 +22,15 @@ from tests.support.matrix_client import ClientError, MatrixClient
 class ResidentRoom:
     """A public room of the peer's. `joins` and `leaves` are the events that were sent to it."""
 
-    def __init__(self, peer: EvilPeer, members: int, *, version: str = "10", name: str = "A room") -> None:
+    def __init__(
+        self,
+        peer: EvilPeer,
+        members: int,
+        *,
+        version: str = "10",
+        name: str = "A room",
+        creation: dict[str, Any] | None = None,
+    ) -> None:
         self.peer = peer
         self.version = ROOM_VERSIONS[version]
         self.creator = f"@boss:{peer.server_name}"
@@ -30,9 +38,8 @@ class ResidentRoom:
         self.state: list[Event] = []
         self.joins: list[Event] = []
         self.leaves: list[Event] = []
-        self.create = self._send(
-            self.creator, "m.room.create", "", {"creator": self.creator, "room_version": version}, ()
-        )
+        content = {"creator": self.creator, "room_version": version, **(creation or {})}
+        self.create = self._send(self.creator, "m.room.create", "", content, ())
         boss = self._send(self.creator, "m.room.member", self.creator, {"membership": "join"}, (self.create,))
         self.levels = self._send(
             self.creator, "m.room.power_levels", "", {"users": {self.creator: 100}}, (self.create, boss)
