@@ -27,6 +27,7 @@ from federation.keys.ring import KeyRing
 from federation.local_users import LocalUsers
 from federation.outbound.client import FederationClient
 from federation.outbound.discovery import Discovery
+from federation.outbound.identity import IdentityServers
 from federation.outbound.transport import Transport
 from federation.receipt.device_lists import DeviceLists
 from federation.receipt.edus import EduReader
@@ -154,6 +155,7 @@ class Parts:
             memberships,
             history,
             RemoteQueries(client, names),
+            IdentityServers(transport),
             ring,
             destinations,
             self.status,

@@ -7,8 +7,9 @@ import msgspec
 
 from clientapi.http.edge import EMPTY, Edge, check_alias, check_room_id, check_user_id, convert, room_id_of
 from clientapi.rooms.parts import Rooms
+from clientapi.rooms.third_party_invites import AddressInvite
 from matrixlib.identifiers import server_name_of
-from servicekit.errors import MatrixError, invalid_param, missing_param
+from servicekit.errors import invalid_param, missing_param
 from servicekit.http import Request, Response, Router, json_response
 
 
@@ -38,6 +39,16 @@ class TargetBody(msgspec.Struct):
     """The body of invite, kick, ban, unban."""
 
     user_id: str
+    reason: str | None = None
+
+
+class AddressBody(msgspec.Struct):
+    """The body of invite, with an address in place of a user; also in `invite_3pid` of createRoom."""
+
+    id_server: str
+    id_access_token: str
+    medium: str
+    address: str
     reason: str | None = None
 
 
@@ -108,13 +119,15 @@ class MembershipEndpoints:
         return EMPTY
 
     async def invite(self, request: Request) -> Response:
-        """Invite a user."""
+        """Invite a user, or whoever has an address."""
         session = await self._edge.authenticate_writer(request)
         self._edge.invites.check(session.user_id)
         room_id = room_id_of(request)
         raw = await request.json()
         if "user_id" not in raw and ("medium" in raw or "address" in raw):
-            raise MatrixError("M_THREEPID_DENIED", 403, "Nobody can be invited by e-mail or telephone here")
+            wanted, extra = address_invite(raw), _extra(convert(raw, AddressBody).reason)
+            await self._rooms.third_party_invites.invite(session.user_id, room_id, wanted, extra)
+            return EMPTY
         target, extra = _target(raw)
         await self._memberships.invite(session.user_id, room_id, target, extra)
         return EMPTY
@@ -158,13 +171,29 @@ def _via(request: Request) -> list[str]:
     return [*request.query_all("via"), *request.query_all("server_name")]
 
 
+def address_invite(raw: dict[str, Any]) -> AddressInvite:
+    """Return whom a client wants to invite by an address.
+
+    Raises:
+        MatrixError: M_MISSING_PARAM, M_BAD_JSON, M_INVALID_PARAM.
+    """
+    for name in ("id_server", "id_access_token", "medium", "address"):
+        if raw.get(name) is None:
+            raise missing_param(f"Missing {name}")
+    body = convert(raw, AddressBody)
+    return AddressInvite.checked(body.id_server, body.id_access_token, body.medium, body.address)
+
+
+def _extra(reason: str | None) -> dict[str, Any]:
+    return {} if reason is None else {"reason": reason}
+
+
 async def _reason(request: Request) -> dict[str, Any]:
-    body = convert(await request.json(allow_empty=True), ReasonBody)
-    return {} if body.reason is None else {"reason": body.reason}
+    return _extra(convert(await request.json(allow_empty=True), ReasonBody).reason)
 
 
 def _target(raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if raw.get("user_id") is None:
         raise missing_param("Missing user_id")
     body = convert(raw, TargetBody)
-    return check_user_id(body.user_id), {} if body.reason is None else {"reason": body.reason}
+    return check_user_id(body.user_id), _extra(body.reason)

@@ -6,6 +6,7 @@ import msgspec
 
 from clientapi.accounts.sessions import Session
 from clientapi.http.edge import Edge, check_event_id, check_user_id, read_body, room_id_of, suspended
+from clientapi.http.membership import address_invite
 from clientapi.rooms.aliases import CANONICAL_ALIAS
 from clientapi.rooms.create import PRESETS, NewRoom
 from clientapi.rooms.membership import GUEST_ACCESS
@@ -19,6 +20,7 @@ from servicekit.errors import MatrixError, bad_json, invalid_param, missing_para
 from servicekit.http import Request, Response, Router, json_response
 
 MAX_INVITEES = 1000
+MAX_ADDRESSES = 10
 
 
 class StateEvent(msgspec.Struct):
@@ -37,7 +39,7 @@ class CreateRoomBody(msgspec.Struct):
     name: str | None = None
     topic: str | None = None
     invite: list[str] | None = None
-    invite_3pid: list[Any] | None = None
+    invite_3pid: list[dict[str, Any]] | None = None
     room_version: str | None = None
     creation_content: dict[str, Any] | None = None
     initial_state: list[StateEvent] | None = None
@@ -189,7 +191,8 @@ class RoomEndpoints:
         self._edge.room_creations.check(session.user_id)
         body = await read_body(request, CreateRoomBody, allow_empty=True)
         room = self._new_room(session, body)
-        self._edge.invites.check_many(session.user_id, len(room.invitees))
+        count = len(room.invitees) + len(room.third_party_invitees)
+        self._edge.invites.check_many(session.user_id, count)
         room_id = await self._rooms.creator.create(room)
         if body.visibility == "public":
             self._rooms.public_rooms.forget()
@@ -203,9 +206,10 @@ class RoomEndpoints:
             preset = "public_chat" if body.visibility == "public" else "private_chat"
         if preset not in PRESETS:
             raise invalid_param("Not a preset")
-        if body.invite_3pid:
-            raise MatrixError("M_THREEPID_DENIED", 403, "Nobody can be invited by e-mail or telephone here")
         invitees = tuple(dict.fromkeys(check_user_id(user) for user in body.invite or ()))
+        addresses = tuple(address_invite(entry) for entry in body.invite_3pid or ())
+        if len(addresses) > MAX_ADDRESSES:
+            raise invalid_param(f"At most {MAX_ADDRESSES} addresses can be invited at once")
         if len(invitees) > MAX_INVITEES:
             raise invalid_param(f"At most {MAX_INVITEES} users can be invited at once")
         version = self._rooms.creator.room_version(body.room_version)
@@ -231,6 +235,7 @@ class RoomEndpoints:
             name=body.name,
             topic=body.topic,
             invitees=invitees,
+            third_party_invitees=addresses,
             creation_content=body.creation_content or {},
             initial_state=tuple(
                 Draft(event.type, event.content, event.state_key) for event in body.initial_state or ()

@@ -21,6 +21,7 @@ from clientapi.rooms.input_writer import Unsettled
 from clientapi.rooms.membership import Memberships, invite_blocked, load_member_profile
 from clientapi.rooms.requests import Draft
 from clientapi.rooms.send import RoomSender
+from clientapi.rooms.third_party_invites import AddressInvite, ThirdPartyInvites
 from clientapi.rooms.verdicts import error_of_rejection
 from clientapi.storage import directory
 from clientapi.storage.invite_permission import load_who_blocks_invites
@@ -61,6 +62,7 @@ class NewRoom:
     name: str | None = None
     topic: str | None = None
     invitees: tuple[str, ...] = ()
+    third_party_invitees: tuple[AddressInvite, ...] = ()
     creation_content: Mapping[str, Any] = field(default_factory=dict)
     initial_state: tuple[Draft, ...] = ()
     is_direct: bool = False
@@ -121,6 +123,7 @@ class RoomCreator:
         db: Database,
         sender: RoomSender,
         memberships: Memberships,
+        third_party_invites: ThirdPartyInvites,
         aliases: Aliases,
         clock: Clock,
     ) -> None:
@@ -128,6 +131,7 @@ class RoomCreator:
         self._db = db
         self._sender = sender
         self._memberships = memberships
+        self._third_party_invites = third_party_invites
         self._aliases = aliases
         self._clock = clock
 
@@ -146,6 +150,7 @@ class RoomCreator:
             M_ROOM_IN_USE,
                 M_FORBIDDEN, M_INVITE_BLOCKED, or 503.
         """
+        self._third_party_invites.check_possible(room.third_party_invitees)
         for invitee in room.invitees:
             self._memberships.check_invitable(invitee)
         elsewhere = [user for user in room.invitees if not self._config.is_local(server_name_of(user))]
@@ -187,6 +192,11 @@ class RoomCreator:
             except MatrixError as error:
                 # The room is made; that one could not be told of it does not undo that.
                 log.info("invite_not_sent", room_id=room_id, user_id=invitee, error=str(error))
+        for wanted in room.third_party_invitees:
+            try:
+                await self._third_party_invites.invite(room.creator, room_id, wanted, extra)
+            except MatrixError as error:
+                log.info("third_party_invite_not_sent", room_id=room_id, error=str(error))
         return room_id
 
     async def _write(self, room_id: str, chain: _Chain) -> int:

@@ -16,6 +16,7 @@ from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.room_tasks import RoomTasks
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
+from clientapi.rooms.third_party_invites import ThirdPartyInvites
 from clientapi.rooms.third_party_joins import ThirdPartyJoins
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
@@ -47,7 +48,10 @@ class Rooms:
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)
         self.aliases = Aliases(config, db, sender, self.remote, clock)
-        self.creator = RoomCreator(config, db, sender, self.memberships, self.aliases, clock)
+        self.third_party_invites = ThirdPartyInvites(sender, self.remote, self.memberships)
+        self.creator = RoomCreator(
+            config, db, sender, self.memberships, self.third_party_invites, self.aliases, clock
+        )
         self.tasks = RoomTasks(config, db, sender, self.memberships, self.creator, clock)
         self.upgrades = RoomUpgrades(db, sender, self.creator, self.successors)
         self.public_rooms = PublicRooms(config, db, sender)

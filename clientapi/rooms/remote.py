@@ -99,6 +99,30 @@ class RemoteRooms:
         answer = await self._call(lambda stub: stub.SendInvite, request, INVITE_TIMEOUT_S)
         return parse_event(answer.event.pdu_json, version, event_id=answer.event.event_id, verify_size=False)
 
+    async def invite_address(
+        self, id_server: str, id_access_token: str, medium: str, address: str, details: Mapping[str, Any]
+    ) -> tuple[str, str, dict[str, Any]]:
+        """Ask an identity server who has an address, or to keep an invite for whoever proves to have it.
+
+        Args:
+            details: what it is told of the room and the sender.
+
+        Returns:
+            (user id, empty if nobody is known; the kept invite's token; the content of its event).
+
+        Raises:
+            MatrixError: what the identity server says; 502 if it cannot be reached.
+        """
+        request = pb.InviteAddressRequest(
+            id_server=id_server,
+            id_access_token=id_access_token,
+            medium=medium,
+            address=address,
+            details_json=orjson.dumps(details),
+        )
+        answer = await self._ask(lambda stub: stub.InviteAddress, request, QUERY_TIMEOUT_S)
+        return answer.user_id, answer.token, orjson.loads(answer.content_json or b"{}")
+
     async def resolve_alias(self, alias: str) -> tuple[str, list[str]]:
         """Return (room id, servers in it) of another server's alias. Raises MatrixError M_NOT_FOUND, 502."""
         request = pb.ResolveAliasRequest(room_alias=alias)

@@ -12,6 +12,7 @@ from federation.joining.joins import Joins
 from federation.joining.memberships import RemoteMemberships
 from federation.keys.ring import KeyRing
 from federation.outbound.errors import RemoteError
+from federation.outbound.identity import AddressInvite, IdentityServers
 from federation.remote_queries import RemoteQueries
 from federation.sender.destinations import Destinations
 from federation.sender.status import DestinationStatus
@@ -43,6 +44,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         memberships: RemoteMemberships,
         history: History,
         queries: RemoteQueries,
+        identity: IdentityServers,
         ring: KeyRing,
         destinations: Destinations,
         status: DestinationStatus,
@@ -51,6 +53,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self._memberships = memberships
         self._history = history
         self._queries = queries
+        self._identity = identity
         self._ring = ring
         self._destinations = destinations
         self._status = status
@@ -91,6 +94,18 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         ]
         signed = await self._memberships.invite(event, state)
         return pb.SendInviteResponse(event=event_message(signed))
+
+    async def InviteAddress(  # noqa: N802
+        self, request: pb.InviteAddressRequest, context: Context
+    ) -> pb.InviteAddressResponse:
+        """See the contract."""
+        found = await self._identity.invite(
+            AddressInvite(request.id_server, request.id_access_token, request.medium, request.address),
+            _object(request.details_json),
+        )
+        if isinstance(found, str):
+            return pb.InviteAddressResponse(user_id=found)
+        return pb.InviteAddressResponse(token=found.token, content_json=orjson.dumps(found.content))
 
     async def Backfill(self, request: pb.BackfillRequest, context: Context) -> pb.BackfillResponse:  # noqa: N802
         """See the contract."""

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from federation.outbound import identity
 from federation.outbound.client import FederationClient
 from federation.outbound.deny import DenyList
 from federation.outbound.discovery import Target
 from federation.outbound.errors import BadAnswer, RemoteError, RemoteRefused, Unreachable
+from federation.outbound.identity import AddressInvite, IdentityServers
 from federation.outbound.transport import Transport
+from servicekit.errors import MatrixError
 from tests.support.evil_peer import Answer, EvilPeer
 from tests.support.federation_alone import FederationAlone
 from tests.support.tls_ca import TestCa
@@ -121,3 +124,31 @@ async def test_the_certificate_must_be_for_the_right_name(tmp_path: Path) -> Non
                 await transport.close()
                 await asyncio.sleep(0.05)
         assert peer.requests == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "10.1.2.3", "[::ffff:127.0.0.1]"])
+async def test_identity_servers_on_denied_addresses_are_not_asked(tmp_path: Path, host: str) -> None:
+    ca = TestCa(tmp_path / "ca")
+    transport = Transport(DenyList(["default"]), [ca.ca_path])
+    try:
+        async with EvilPeer(ca) as peer:
+            invite = AddressInvite(f"{host}:{peer.port}", "token", "email", "a@b.example")
+            with pytest.raises(MatrixError) as caught:
+                await IdentityServers(transport).invite(invite, {})
+            assert caught.value.http_status == 502
+            assert peer.requests == []
+    finally:
+        await transport.close()
+
+
+async def test_a_slow_identity_server_is_given_up(
+    world: tuple[EvilPeer, FederationAlone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, us = world
+    monkeypatch.setattr(identity, "TIMEOUT_S", 0.5)
+    peer.answer("hash_details", lambda _: {"lookup_pepper": "p", "algorithms": ["sha256"]})
+    peer.answer("lookup", lambda _: Answer(write=drip))
+    invite = AddressInvite(peer.server_name, "token", "email", "a@b.example")
+    with pytest.raises(MatrixError) as caught:
+        await us.parts.servicer._identity.invite(invite, {})
+    assert caught.value.http_status == 502

@@ -511,6 +511,74 @@ class ResolveAliasResponse(_message.Message):
 Global___ResolveAliasResponse: _TypeAlias = ResolveAliasResponse  # noqa: Y015
 
 @_typing.final
+class InviteAddressRequest(_message.Message):
+    """Asks to invite whoever has an address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_SERVER_FIELD_NUMBER: _builtins.int
+    ID_ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    MEDIUM_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    DETAILS_JSON_FIELD_NUMBER: _builtins.int
+    id_server: _builtins.str
+    """Host name and port of the identity server."""
+    id_access_token: _builtins.str
+    """The inviting user's access token there."""
+    medium: _builtins.str
+    """The kind of address, `email` for one."""
+    address: _builtins.str
+    """The address."""
+    details_json: _builtins.bytes
+    """What the identity server is told of the room and the sender, in its own form, as one JSON object."""
+    def __init__(
+        self,
+        *,
+        id_server: _builtins.str = ...,
+        id_access_token: _builtins.str = ...,
+        medium: _builtins.str = ...,
+        address: _builtins.str = ...,
+        details_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "details_json", b"details_json", "id_access_token", b"id_access_token", "id_server", b"id_server", "medium", b"medium"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InviteAddressRequest: _TypeAlias = InviteAddressRequest  # noqa: Y015
+
+@_typing.final
+class InviteAddressResponse(_message.Message):
+    """Whom to invite, or what to put into the room."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    CONTENT_JSON_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Who has the address. Empty: nobody yet."""
+    token: _builtins.str
+    """The token of the invite that the identity server keeps, the state key of its event."""
+    content_json: _builtins.bytes
+    """The content of the event `m.room.third_party_invite`."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+        content_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_json", b"content_json", "token", b"token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InviteAddressResponse: _TypeAlias = InviteAddressResponse  # noqa: Y015
+
+@_typing.final
 class QueryRemoteProfilesRequest(_message.Message):
     """Asks for profiles."""
 

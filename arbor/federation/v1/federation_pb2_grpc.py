@@ -55,6 +55,11 @@ class FederationServiceStub:
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteRequest.SerializeToString,
                 response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteResponse.FromString,
                 _registered_method=True)
+        self.InviteAddress = channel.unary_unary(
+                '/arbor.federation.v1.FederationService/InviteAddress',
+                request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.SerializeToString,
+                response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.FromString,
+                _registered_method=True)
         self.Backfill = channel.unary_unary(
                 '/arbor.federation.v1.FederationService/Backfill',
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.BackfillRequest.SerializeToString,
@@ -144,6 +149,13 @@ class FederationServiceServicer:
 
     def SendInvite(self, request, context):
         """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InviteAddress(self, request, context):
+        """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,6 +267,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.SendInvite,
                     request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteRequest.FromString,
                     response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteResponse.SerializeToString,
+            ),
+            'InviteAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.InviteAddress,
+                    request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.FromString,
+                    response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.SerializeToString,
             ),
             'Backfill': grpc.unary_unary_rpc_method_handler(
                     servicer.Backfill,
@@ -426,6 +443,33 @@ class FederationService:
             '/arbor.federation.v1.FederationService/SendInvite',
             arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteRequest.SerializeToString,
             arbor_dot_federation_dot_v1_dot_federation__pb2.SendInviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InviteAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.federation.v1.FederationService/InviteAddress',
+            arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.SerializeToString,
+            arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class FederationServiceStub:
     """Knocks on a room that we are not in."""
     SendInvite: _grpc.UnaryUnaryMultiCallable[_federation_pb2.SendInviteRequest, _federation_pb2.SendInviteResponse]
     """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT."""
+    InviteAddress: _grpc.UnaryUnaryMultiCallable[_federation_pb2.InviteAddressRequest, _federation_pb2.InviteAddressResponse]
+    """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
     Backfill: _grpc.UnaryUnaryMultiCallable[_federation_pb2.BackfillRequest, _federation_pb2.BackfillResponse]
     """Fetches older history of a room from other servers, through INPUT."""
     QueryTimestamp: _grpc.UnaryUnaryMultiCallable[_federation_pb2.QueryTimestampRequest, _federation_pb2.QueryTimestampResponse]
@@ -83,6 +85,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Knocks on a room that we are not in."""
     SendInvite: _aio.UnaryUnaryMultiCallable[_federation_pb2.SendInviteRequest, _federation_pb2.SendInviteResponse]  # type: ignore[assignment]
     """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT."""
+    InviteAddress: _aio.UnaryUnaryMultiCallable[_federation_pb2.InviteAddressRequest, _federation_pb2.InviteAddressResponse]  # type: ignore[assignment]
+    """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
     Backfill: _aio.UnaryUnaryMultiCallable[_federation_pb2.BackfillRequest, _federation_pb2.BackfillResponse]  # type: ignore[assignment]
     """Fetches older history of a room from other servers, through INPUT."""
     QueryTimestamp: _aio.UnaryUnaryMultiCallable[_federation_pb2.QueryTimestampRequest, _federation_pb2.QueryTimestampResponse]  # type: ignore[assignment]
@@ -142,6 +146,14 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.SendInviteResponse, _abc.Awaitable[_federation_pb2.SendInviteResponse]]:
         """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT."""
+
+    @_abc_1.abstractmethod
+    def InviteAddress(
+        self,
+        request: _federation_pb2.InviteAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.InviteAddressResponse, _abc.Awaitable[_federation_pb2.InviteAddressResponse]]:
+        """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
 
     @_abc_1.abstractmethod
     def Backfill(

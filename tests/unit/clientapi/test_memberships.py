@@ -52,7 +52,7 @@ async def test_invite_join_leave_kick_ban_unban(world: World) -> None:
         assert await alice.fails("POST", f"{path}/{endpoint}", {}) == (400, "M_MISSING_PARAM")
         assert await alice.fails("POST", f"{path}/{endpoint}", {"user_id": "x"}) == (400, "M_INVALID_PARAM")
         assert await alice.fails("POST", f"{path}/{endpoint}", {"user_id": 7}) == (400, "M_BAD_JSON")
-    third = {"medium": "email", "address": "a@b.c", "id_server": "x"}
+    third = {"medium": "email", "address": "a@b.c", "id_server": "x", "id_access_token": "t"}
     assert await alice.fails("POST", f"{path}/invite", third) == (403, "M_THREEPID_DENIED")
     assert await alice.fails("POST", "/rooms/!" + "A" * 43 + "/leave") == (404, "M_NOT_FOUND")
 

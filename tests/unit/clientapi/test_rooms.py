@@ -155,6 +155,14 @@ async def test_one_bad_initial_state_event_leaves_no_trace_of_the_room(
     await alice.ok("POST", "/createRoom", body)
 
 
+ADDRESS = {
+    "id_server": "id.example",
+    "id_access_token": "token",
+    "medium": "email",
+    "address": "somebody@example.org",
+}
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -165,7 +173,10 @@ async def test_one_bad_initial_state_event_leaves_no_trace_of_the_room(
         ({"invite": ["bob"]}, (400, "M_INVALID_PARAM")),
         ({"invite": "@bob:here.example"}, (400, "M_BAD_JSON")),
         ({"invite": ["@bob:elsewhere.example"]}, (403, "M_FORBIDDEN")),
-        ({"invite_3pid": [{"medium": "email"}]}, (403, "M_THREEPID_DENIED")),
+        ({"invite_3pid": [{"medium": "email"}]}, (400, "M_MISSING_PARAM")),
+        ({"invite_3pid": [ADDRESS]}, (403, "M_THREEPID_DENIED")),
+        ({"invite_3pid": [ADDRESS] * 11}, (400, "M_INVALID_PARAM")),
+        ({"invite_3pid": ["a@b.example"]}, (400, "M_BAD_JSON")),
         ({"room_alias_name": "with space"}, (400, "M_INVALID_PARAM")),
         ({"room_alias_name": "#a:b"}, (400, "M_INVALID_PARAM")),
         ({"name": 7}, (400, "M_BAD_JSON")),
