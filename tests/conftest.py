@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
 
+from servicekit.positions import user_positions
 from tests.support import node
 from tests.support.arbor_server import ArborServer
 from tests.support.homeserver import Homeserver
@@ -51,6 +52,12 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {collector.nodeid}"  # type: ignore[assignment]
     return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no read wait for what another test wrote to another log in this process."""
+    monkeypatch.setattr(user_positions, "newest", 0)
 
 
 @pytest.fixture(scope="session")
