@@ -94,10 +94,23 @@ class Sql:
 
 
 def _for_sqlite(parameters: Sequence[Any]) -> Sequence[Any]:
+    if _are_plain(parameters):
+        return parameters
     return [_FOR_SQLITE[type(value)](value) if type(value) in _FOR_SQLITE else value for value in parameters]
 
 
+def _are_plain(parameters: Sequence[Any]) -> bool:
+    """Whether a driver takes them as they are. Most rows are, and only looking costs a third of making a list anew."""
+    for value in parameters:
+        kind = type(value)
+        if (kind is str and "\0" in value) or kind is list:
+            return False
+    return True
+
+
 def _for_postgresql(parameters: Sequence[Any]) -> Sequence[Any]:
+    if _are_plain(parameters):
+        return parameters
     return [
         _FOR_POSTGRESQL[type(value)](value) if type(value) in _FOR_POSTGRESQL else value
         for value in parameters
