@@ -26,6 +26,7 @@ class Rendered(NamedTuple):
     body: bytes
     content: dict[str, Any]
     flags: int
+    pdu: dict[str, Any]
 
 
 def render_event(event_id: str, pdu_json: bytes) -> Rendered:
@@ -54,7 +55,7 @@ def render_event(event_id: str, pdu_json: bytes) -> Rendered:
             client["redacts"] = redacts
             if "redacts" not in content:
                 client["content"] = {**content, "redacts": redacts}
-    return Rendered(orjson.dumps(client)[:-1], content, CONTENT_HAS_URL if "url" in content else 0)
+    return Rendered(orjson.dumps(client)[:-1], content, CONTENT_HAS_URL if "url" in content else 0, pdu)
 
 
 def redacted_body(body: bytes, room_version: RoomVersion) -> bytes:

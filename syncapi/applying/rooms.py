@@ -1,7 +1,5 @@
 """Entries about rooms other than their events: state rewritten, purges, outliers, redactions, receipts."""
 
-import orjson
-
 from arbor.log.v1 import output_pb2
 from syncapi import rendering
 from syncapi.applied import ReceiptMoved, Redacted, StoredEvent, UserRoom
@@ -34,14 +32,15 @@ def state_rewritten(
     old = batch.state.current(room.room_id)
     joined = invited = 0
     for event_id, pdu_json in snapshot:
-        event = other_event(batch, room, event_id, pdu_json, position)
+        event, content = other_event(batch, room, event_id, pdu_json)
         key = event.type, event.state_key or ""
         if event.type == "m.room.member":
-            membership = membership_of(event, None)
+            membership = membership_of(event, content)
             joined += membership == "join"
             invited += membership == "invite"
-        if old.pop(key, None) != event_id:
-            set_state(batch, room, *key, event, None, position, None)
+        before = old.pop(key, None)
+        if before != event_id:
+            set_state(batch, room, *key, event, content, position, None, stands=before is not None)
     for type_, state_key in old:
         set_state(batch, room, type_, state_key, None, None, position, None)
     room.joined, room.invited = joined, invited
@@ -72,7 +71,7 @@ def outlier_membership(
     room = batch.room(message.room_id, entry.room_version)
     if batch.writer.known.get(entry.event.event_id) is None:
         rendered = rendering.render_event(entry.event.event_id, entry.event.pdu_json)
-        pdu = orjson.loads(entry.event.pdu_json)
+        pdu = rendered.pdu
         batch.writer.add(
             StoredEvent(
                 position,

@@ -104,7 +104,7 @@ def _state_changes(
             if own is not None and change.event_id == own.event_id:
                 event, event_content = own, content
             else:
-                event = other_event(batch, room, change.event_id, change.pdu_json, position)
+                event, event_content = other_event(batch, room, change.event_id, change.pdu_json)
         replaced = set_state(
             batch, room, change.type, change.state_key, event, event_content, position, entry
         )
@@ -121,27 +121,24 @@ def _state_changes(
         room.invited += counted[1]
 
 
-def other_event(batch: Batch, room: RoomCache, event_id: str, pdu_json: bytes, position: int) -> StoredEvent:
-    """Return an event that is not the entry's own, stored now if it is new."""
-    found = batch.writer.pending(event_id)
-    if found is None:
-        known = batch.writer.known.get(event_id)
-        found = (
-            events.load_event_by_position(batch.connection, known[0])
-            if known is not None
-            else events.load_event(batch.connection, event_id)
-        )
+def other_event(
+    batch: Batch, room: RoomCache, event_id: str, pdu_json: bytes
+) -> tuple[StoredEvent, dict[str, Any] | None]:
+    """Return an event that is not the entry's own, stored now if it is new, and its content if that is at hand."""
+    found = batch.writer.load(event_id)
     if found is not None:
-        return found
+        return found, None
     if not pdu_json:
         raise LookupError(f"table event has no {event_id}, which room {room.room_id} names as state")
     return _store_state_event(batch, room, event_id, pdu_json)
 
 
-def _store_state_event(batch: Batch, room: RoomCache, event_id: str, pdu_json: bytes) -> StoredEvent:
+def _store_state_event(
+    batch: Batch, room: RoomCache, event_id: str, pdu_json: bytes
+) -> tuple[StoredEvent, dict[str, Any]]:
     """Store a state event that has no place of its own on OUTPUT."""
     rendered = rendering.render_event(event_id, pdu_json)
-    pdu = orjson.loads(pdu_json)
+    pdu = rendered.pdu
     stored = StoredEvent(
         batch.writer.next_without_place(),
         event_id,
@@ -162,7 +159,7 @@ def _store_state_event(batch: Batch, room: RoomCache, event_id: str, pdu_json: b
         None,
     )
     batch.writer.add(stored, int(pdu["origin_server_ts"]), room.notify_total, room.highlight_total, None)
-    return stored
+    return stored, rendered.content
 
 
 def membership_of(event: StoredEvent, content: dict[str, Any] | None) -> str:
@@ -181,14 +178,19 @@ def set_state(
     content: dict[str, Any] | None,
     position: int,
     entry: output_pb2.RoomEvent | None,
+    *,
+    stands: bool = True,
 ) -> str | None:
-    """Set one entry of current state; returns the membership that stood there, for members."""
+    """Set one entry of current state; returns the membership that stood there, for members.
+
+    `stands`: whether anything may stand there; without it nothing is looked for.
+    """
     membership: str | None = None
     if type_ == "m.room.member":
         if event is not None and content is None:
             content = orjson.loads(event.body + b"}")["content"]
         membership = "" if event is None else membership_of(event, content)
-    replaced = batch.state.set(room.room_id, type_, state_key, event, membership, position)
+    replaced = batch.state.set(room.room_id, type_, state_key, event, membership, position, stands=stands)
     room.last_position = max(room.last_position, position)
     batch.applied.changes.append(StateChanged(room.room_id, position, type_, state_key, event))
     if type_ == "m.room.member":

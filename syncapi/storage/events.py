@@ -24,16 +24,28 @@ class EventWriter:
         """Events stored, or to be by `flush`, among those asked for: id -> (position, placement)."""
         self.members: list[tuple[int, str, str]] = []
         self.relations: list[tuple[Any, ...]] = []
+        self._absent: set[str] = set()
         self._pending: dict[str, tuple[Any, ...]] = {}
         self._lowest: int | None = None
 
     def learn(self, event_ids: Iterable[str]) -> None:
         """Look up which of the events are stored already."""
         wanted = {event_id for event_id in event_ids if event_id not in self.known}
+        self._absent |= wanted
         for event_id, position, placement in rows_in(
             self.connection, "SELECT event_id, position, placement FROM event WHERE event_id IN ?", wanted
         ):
             self.known[event_id] = (position, placement)
+            self._absent.discard(event_id)
+
+    def load(self, event_id: str) -> StoredEvent | None:
+        """Return an event, stored or yet to be by `flush`."""
+        if event_id in self._absent:
+            return None
+        known = self.known.get(event_id)
+        if known is None:
+            return load_event(self.connection, event_id)
+        return self.pending(event_id) or load_event_by_position(self.connection, known[0])
 
     def pending(self, event_id: str) -> StoredEvent | None:
         """Return an event that `flush` has yet to write."""
@@ -67,6 +79,7 @@ class EventWriter:
             )
         self._pending[event.event_id] = (*event, origin_server_ts, notify_total, highlight_total)
         self.known[event.event_id] = (event.position, event.placement)
+        self._absent.discard(event.event_id)
 
     def flush(self) -> None:
         """Write what was collected."""

@@ -37,8 +37,13 @@ class StateWriter:
         event: StoredEvent | None,
         membership: str | None,
         position: int,
+        *,
+        stands: bool = True,
     ) -> str | None:
-        """Put an event under a key (None: nothing). Returns the membership that stood there, for members."""
+        """Put an event under a key (None: nothing). Returns the membership that stood there, for members.
+
+        `stands`: whether anything may be stored under the key.
+        """
         key = (room_id, type_, state_key)
         replaced: str | None = None
         if key in self._current:
@@ -47,7 +52,7 @@ class StateWriter:
                 replaced = old[3]
                 if old[0] != position:
                     self._opened.append((*key, old[0], position, old[1], old[2], old[3]))
-        else:
+        elif stands:
             if membership is not None:
                 found = row(
                     self.connection,
@@ -278,6 +283,16 @@ def load_heroes(connection: Connection, room_id: str, at: int, count: int) -> tu
         )
         found.append([user for (user,) in users])
     return found[0], found[1]
+
+
+def load_joined_bodies(connection: Connection, room_id: str) -> list[tuple[str, bytes]]:
+    """Return (user, body of the membership event) of everybody who is joined now."""
+    return rows(
+        connection,
+        "SELECT s.state_key, e.body FROM room_state s JOIN event e ON e.position = s.event_position"
+        f" WHERE s.room_id = ? AND s.type = 'm.room.member' AND s.membership = 'join' AND +s.{_CURRENT}",
+        (room_id,),
+    )
 
 
 def load_all_members(connection: Connection, room_id: str, at: int | None) -> list[tuple[StoredEvent, str]]:
