@@ -69,14 +69,10 @@ def load_joined(connection: Connection, caller: Caller, room_id: str) -> bytes:
     if not allowed.joined:
         raise access.no_access()
     joined = {}
-    for event, kind in state.load_all_members(connection, room_id, None):
-        if kind == "join":
-            content = orjson.loads(event.body + b"}")["content"]
-            profile = {
-                "display_name": content.get("displayname"),
-                "avatar_url": content.get("avatar_url"),
-            }
-            joined[event.state_key] = {key: value for key, value in profile.items() if isinstance(value, str)}
+    for user_id, body in state.load_joined_bodies(connection, room_id):
+        content = orjson.loads(body + b"}")["content"]
+        profile = {"display_name": content.get("displayname"), "avatar_url": content.get("avatar_url")}
+        joined[user_id] = {key: value for key, value in profile.items() if isinstance(value, str)}
     return orjson.dumps({"joined": joined})
 
 
