@@ -17,6 +17,7 @@ PART_IDS = 4000
 HEROES = 5
 # So many members, the first ones, are looked at for them.
 HERO_CANDIDATES = 500
+HERO_PAGE = 20
 MEMBER = "m.room.member"
 NAMES = (("m.room.name", ""), ("m.room.canonical_alias", ""))
 
@@ -82,17 +83,21 @@ def _without_members(conn: Connection, state: dict[int, int], own: events.EventR
 
 def _heroes(conn: Connection, nids: list[int]) -> list[int]:
     """The first few members who are joined or invited; where there is none, of those who were."""
-    bodies = events.load_bodies(conn, set(nids[:HERO_CANDIDATES]))
     there: list[int] = []
     gone: list[int] = []
-    for nid in nids[:HERO_CANDIDATES]:
-        body = parse_json(bodies[nid]) if nid in bodies else None
-        content = body.get("content") if isinstance(body, dict) else None
-        membership = content.get("membership") if isinstance(content, dict) else None
-        if membership in ("join", "invite"):
-            there.append(nid)
-        elif membership in ("leave", "ban"):
-            gone.append(nid)
+    for start in range(0, min(len(nids), HERO_CANDIDATES), HERO_PAGE):
+        page = nids[start : start + HERO_PAGE]
+        bodies = events.load_bodies(conn, set(page))
+        for nid in page:
+            body = parse_json(bodies[nid]) if nid in bodies else None
+            content = body.get("content") if isinstance(body, dict) else None
+            membership = content.get("membership") if isinstance(content, dict) else None
+            if membership in ("join", "invite"):
+                there.append(nid)
+            elif membership in ("leave", "ban"):
+                gone.append(nid)
+        if len(there) >= HEROES:
+            break
     return (there or gone)[:HEROES]
 
 

@@ -190,8 +190,27 @@ def load_entries(
     connection: Connection, room_id: str, keys: Iterable[tuple[str, str]], at: int
 ) -> list[StoredEvent]:
     """Return some entries of the state at a position."""
-    found = (load_state_event(connection, room_id, type_, state_key, at) for type_, state_key in keys)
-    return [event for event in found if event is not None]
+    wanted = list(dict.fromkeys(keys))
+    if not wanted:
+        return []
+    # The plus keeps SQLite from walking the whole state of the room by its index over positions.
+    when, parameters = _at(at)
+    events = (
+        StoredEvent(*found)
+        for found in rows(
+            connection,
+            f"SELECT {EVENT_COLUMNS} FROM room_state s JOIN event e ON e.position = s.event_position"
+            f" WHERE s.room_id = ? AND s.type IN ? AND s.state_key IN ? AND +{when}",
+            (
+                room_id,
+                list({type_ for type_, _ in wanted}),
+                list({state_key for _, state_key in wanted}),
+                *parameters,
+            ),
+        )
+    )
+    by_key = {(event.type, event.state_key or ""): event for event in events}
+    return [by_key[key] for key in wanted if key in by_key]
 
 
 def load_members(
