@@ -67,6 +67,15 @@ class LocalUsers:
             raise matrix_error_from(error) from error
         return frozenset(profile.user_id for profile in answer.profiles if profile.erased)
 
+    async def is_blocked(self, room_id: str) -> bool:
+        """Whether an administrator has blocked a room."""
+        request = accounts_pb2.QueryBlockedRoomsRequest(room_ids=[room_id])
+        try:
+            answer = await self._stub.QueryBlockedRooms(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise matrix_error_from(error) from error
+        return room_id in answer.room_ids
+
     async def room_of_alias(self, alias: str) -> str | None:
         """Return the room that a local alias points to; None: there is no such alias."""
         request = accounts_pb2.QueryAliasesRequest(aliases=[alias])

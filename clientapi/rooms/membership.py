@@ -133,7 +133,7 @@ class Memberships:
         """
         profile, forgotten, blocked = await self._db.read(_load_joining, user_id, room_id)
         if blocked:
-            raise forbidden("This room has been blocked on this server")
+            raise room_blocked()
         return profile, forgotten
 
     async def _present(
@@ -252,8 +252,10 @@ class Memberships:
         Raises:
             MatrixError: M_FORBIDDEN, M_NOT_FOUND, 502.
         """
+        profile, _forgotten, blocked = await self._db.read(_load_joining, user_id, room_id)
+        if blocked:
+            raise room_blocked()
         head, _state = await self._present(room_id, frozenset({CREATE_KEY}))
-        profile = await self._db.read(load_member_profile, user_id)
         if head is None or not head.participating:
             servers = [*via, *await self._servers_of(room_id)]
             if not servers or not self._remote.enabled:
@@ -292,12 +294,14 @@ class Memberships:
             MatrixError: M_FORBIDDEN, M_INVITE_BLOCKED; 502 if the other server cannot be reached.
         """
         self.check_invitable(target)
+        profile, blocks, is_room_blocked = await self._db.read(_load_invited, target, room_id)
+        if is_room_blocked:
+            raise room_blocked()
         if not self._config.is_local(server_name_of(target)):
             content = {**extra, "membership": "invite"}
             sent = await self._remote_invites.invite(user_id, room_id, target, content)
             self._happened(user_id, room_id, sent)
             return sent
-        profile, blocks = await self._db.read(_load_invited, target)
         if blocks:
             raise invite_blocked(target)
         content = {**extra, "membership": "invite", **profile}
@@ -360,8 +364,14 @@ def load_member_profile(conn: Connection, user_id: str) -> dict[str, str]:
     return {name: orjson.loads(fields[name]) for name in ("displayname", "avatar_url") if name in fields}
 
 
-def _load_invited(conn: Connection, user_id: str) -> tuple[dict[str, str], bool]:
-    return load_member_profile(conn, user_id), bool(load_who_blocks_invites(conn, [user_id]))
+def _load_invited(conn: Connection, user_id: str, room_id: str) -> tuple[dict[str, str], bool, bool]:
+    blocks_invites = bool(load_who_blocks_invites(conn, [user_id]))
+    return load_member_profile(conn, user_id), blocks_invites, is_blocked(conn, room_id)
+
+
+def room_blocked() -> MatrixError:
+    """Return the answer to who wants into a blocked room, or to invite somebody there."""
+    return forbidden("This room has been blocked on this server")
 
 
 def invite_blocked(user_id: str) -> MatrixError:

@@ -15,7 +15,7 @@ from clientapi.accounts.sessions import Sessions, hash_token
 from clientapi.accounts.tell import account_changed, account_data_changed, device_changed, room_forgotten
 from clientapi.clock import Clock
 from clientapi.rooms.parts import Rooms
-from clientapi.storage import directory, settings, short_tokens, users
+from clientapi.storage import directory, room_tasks, settings, short_tokens, users
 from clientapi.storage.invite_permission import load_who_blocks_invites
 from clientapi.storage.outbox import last_told_sequence
 from clientapi.storage.registration_tokens import RegistrationToken
@@ -114,6 +114,13 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
                 accounts_pb2.Alias(alias=row.alias, room_id=row.room_id, creator=row.creator) for row in rows
             ]
         )
+
+    async def QueryBlockedRooms(  # noqa: N802
+        self, request: accounts_pb2.QueryBlockedRoomsRequest, context: Context
+    ) -> accounts_pb2.QueryBlockedRoomsResponse:
+        """Say which rooms are blocked."""
+        found = await self._db.read(room_tasks.load_blocked, list(request.room_ids))
+        return accounts_pb2.QueryBlockedRoomsResponse(room_ids=found)
 
     async def QueryOpenIdToken(  # noqa: N802
         self, request: accounts_pb2.QueryOpenIdTokenRequest, context: Context

@@ -36,6 +36,12 @@ def is_blocked(conn: Connection, room_id: str) -> bool:
     return load_blocker(conn, room_id) is not None
 
 
+def load_blocked(conn: Connection, room_ids: list[str]) -> list[str]:
+    """Return which of some rooms are blocked."""
+    query = select(blocked_rooms.c.room_id).where(blocked_rooms.c.room_id.in_(room_ids))
+    return list(conn.execute(query).scalars())
+
+
 def load_blocker(conn: Connection, room_id: str) -> str | None:
     """Return who blocked a room; None: it is not blocked."""
     return conn.execute(select(blocked_rooms.c.blocker).where(blocked_rooms.c.room_id == room_id)).scalar()

@@ -93,6 +93,8 @@ class InviteRoutes:
             raise MatrixError("M_NOT_FOUND", 404, "There is no such user")
         if not takes_invites:
             raise MatrixError("M_INVITE_BLOCKED", 403, "The user takes no invites")
+        if await self._users.is_blocked(room_id):
+            raise forbidden("This room has been blocked on this server")
         stripped = await check_invite_state(state, self._checker, version, room_id)
         server = server_name_of(target)
         signed = countersign(checked, server, self._keys[server])

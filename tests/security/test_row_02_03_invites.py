@@ -340,6 +340,16 @@ async def test_send_takes_only_the_senders_own_membership(
         assert us.input.inputs == [], name
 
 
+async def test_nobody_is_invited_to_a_blocked_room(world: tuple[EvilPeer, FederationAlone]) -> None:
+    peer, us = world
+    room = peers_room(peer)
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    us.users.blocked_rooms.add(invite.room_id)
+    await refused(us, await invite_v2(peer, us, invite, version="10"), "M_FORBIDDEN")
+    us.users.blocked_rooms.clear()
+    assert (await invite_v2(peer, us, invite, version="10"))[0] == 200
+
+
 @pytest.mark.parametrize("version", ["1", "12"])
 async def test_who_takes_no_invites_gets_none(world: tuple[EvilPeer, FederationAlone], version: str) -> None:
     peer, us = world

@@ -323,6 +323,7 @@ class UsersInMemory(LocalUsers):
         self.aliases = dict(aliases)
         self.blocking: set[str] = set()
         self.erased: set[str] = set()
+        self.blocked_rooms: set[str] = set()
         self.openid_tokens: dict[str, str] = {}
         self.page: dict[str, Any] = {"chunk": [], "total_room_count_estimate": 0}
         """A page of the directory; `asked` are the questions for one."""
@@ -335,6 +336,9 @@ class UsersInMemory(LocalUsers):
 
     async def erased_among(self, user_ids: Collection[str]) -> frozenset[str]:
         return frozenset(self.erased & set(user_ids))
+
+    async def is_blocked(self, room_id: str) -> bool:
+        return room_id in self.blocked_rooms
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
         return self.profiles.get(user_id)

@@ -177,6 +177,54 @@ class QueryProfilesResponse(_message.Message):
 Global___QueryProfilesResponse: _TypeAlias = QueryProfilesResponse  # noqa: Y015
 
 @_typing.final
+class QueryBlockedRoomsRequest(_message.Message):
+    """Asks whether rooms are blocked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def room_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The rooms."""
+
+    def __init__(
+        self,
+        *,
+        room_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["room_ids", b"room_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryBlockedRoomsRequest: _TypeAlias = QueryBlockedRoomsRequest  # noqa: Y015
+
+@_typing.final
+class QueryBlockedRoomsResponse(_message.Message):
+    """Those of the rooms that are blocked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def room_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Blocked rooms."""
+
+    def __init__(
+        self,
+        *,
+        room_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["room_ids", b"room_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryBlockedRoomsResponse: _TypeAlias = QueryBlockedRoomsResponse  # noqa: Y015
+
+@_typing.final
 class QueryDevicesRequest(_message.Message):
     """Asks for devices."""
 

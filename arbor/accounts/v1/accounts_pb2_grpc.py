@@ -60,6 +60,11 @@ class AccountsServiceStub:
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.SerializeToString,
                 response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.FromString,
                 _registered_method=True)
+        self.QueryBlockedRooms = channel.unary_unary(
+                '/arbor.accounts.v1.AccountsService/QueryBlockedRooms',
+                request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsRequest.SerializeToString,
+                response_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsResponse.FromString,
+                _registered_method=True)
         self.QueryOpenIdToken = channel.unary_unary(
                 '/arbor.accounts.v1.AccountsService/QueryOpenIdToken',
                 request_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryOpenIdTokenRequest.SerializeToString,
@@ -136,6 +141,13 @@ class AccountsServiceServicer:
 
     def QueryAliases(self, request, context):
         """The room that local aliases point to, or the local aliases of a room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryBlockedRooms(self, request, context):
+        """Which rooms an administrator has blocked: local users neither join them nor are invited to them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +236,11 @@ def add_AccountsServiceServicer_to_server(servicer, server):
                     servicer.QueryAliases,
                     request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.FromString,
                     response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.SerializeToString,
+            ),
+            'QueryBlockedRooms': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryBlockedRooms,
+                    request_deserializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsRequest.FromString,
+                    response_serializer=arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsResponse.SerializeToString,
             ),
             'QueryOpenIdToken': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryOpenIdToken,
@@ -402,6 +419,33 @@ class AccountsService:
             '/arbor.accounts.v1.AccountsService/QueryAliases',
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesRequest.SerializeToString,
             arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryBlockedRooms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.accounts.v1.AccountsService/QueryBlockedRooms',
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsRequest.SerializeToString,
+            arbor_dot_accounts_dot_v1_dot_accounts__pb2.QueryBlockedRoomsResponse.FromString,
             options,
             channel_credentials,
             insecure,

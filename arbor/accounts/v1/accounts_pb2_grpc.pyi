@@ -43,6 +43,8 @@ class AccountsServiceStub:
     """A stored filter; it never changes."""
     QueryAliases: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryAliasesRequest, _accounts_pb2.QueryAliasesResponse]
     """The room that local aliases point to, or the local aliases of a room."""
+    QueryBlockedRooms: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryBlockedRoomsRequest, _accounts_pb2.QueryBlockedRoomsResponse]
+    """Which rooms an administrator has blocked: local users neither join them nor are invited to them."""
     QueryOpenIdToken: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]
     """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
     ListPublicRooms: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ListPublicRoomsRequest, _accounts_pb2.ListPublicRoomsResponse]
@@ -75,6 +77,8 @@ class AccountsServiceAsyncStub(AccountsServiceStub):
     """A stored filter; it never changes."""
     QueryAliases: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryAliasesRequest, _accounts_pb2.QueryAliasesResponse]  # type: ignore[assignment]
     """The room that local aliases point to, or the local aliases of a room."""
+    QueryBlockedRooms: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryBlockedRoomsRequest, _accounts_pb2.QueryBlockedRoomsResponse]  # type: ignore[assignment]
+    """Which rooms an administrator has blocked: local users neither join them nor are invited to them."""
     QueryOpenIdToken: _aio.UnaryUnaryMultiCallable[_accounts_pb2.QueryOpenIdTokenRequest, _accounts_pb2.QueryOpenIdTokenResponse]  # type: ignore[assignment]
     """Who an OpenID token belongs to, which a user handed to somebody as a proof."""
     ListPublicRooms: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ListPublicRoomsRequest, _accounts_pb2.ListPublicRoomsResponse]  # type: ignore[assignment]
@@ -134,6 +138,14 @@ class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.QueryAliasesResponse, _abc.Awaitable[_accounts_pb2.QueryAliasesResponse]]:
         """The room that local aliases point to, or the local aliases of a room."""
+
+    @_abc_1.abstractmethod
+    def QueryBlockedRooms(
+        self,
+        request: _accounts_pb2.QueryBlockedRoomsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.QueryBlockedRoomsResponse, _abc.Awaitable[_accounts_pb2.QueryBlockedRoomsResponse]]:
+        """Which rooms an administrator has blocked: local users neither join them nor are invited to them."""
 
     @_abc_1.abstractmethod
     def QueryOpenIdToken(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from arbor.accounts.v1 import accounts_pb2
 from clientapi.storage.tables import users
 from tests.support.clientapi_alone import PASSWORD, Client, World
 
@@ -234,3 +235,21 @@ async def test_a_suspended_account_redacts_its_own_and_leaves_by_state(world: Wo
     me = f"/rooms/{other}/state/m.room.member/{alice.user_id}"
     assert await alice.fails("PUT", me, {"membership": "join", "displayname": "x"}) == refused
     await alice.ok("PUT", me, {"membership": "leave"})
+
+
+async def test_nobody_comes_into_a_blocked_room(world: World) -> None:
+    root, alice, bob = await administrator(world), await world.user("alice"), await world.user("bob")
+    room_id = (await alice.ok("POST", "/createRoom", {"preset": "public_chat"}))["room_id"]
+    block = f"{ADMIN}/v1/rooms/{room_id}/block"
+    await root.ok("PUT", block, {"block": True})
+    refused = (403, "M_FORBIDDEN")
+    assert await bob.fails("POST", f"/rooms/{room_id}/join") == refused
+    assert await bob.fails("POST", f"/knock/{room_id}") == refused
+    invite = f"/rooms/{room_id}/invite"
+    assert await alice.fails("POST", invite, {"user_id": bob.user_id}) == refused
+    asked = accounts_pb2.QueryBlockedRoomsRequest(room_ids=["!other", room_id])
+    told = await world.service._servicer.QueryBlockedRooms(asked, None)  # type: ignore[arg-type]
+    assert list(told.room_ids) == [room_id]
+    await root.ok("PUT", block, {"block": False})
+    await alice.ok("POST", invite, {"user_id": bob.user_id})
+    await bob.ok("POST", f"/rooms/{room_id}/join")
