@@ -7,7 +7,6 @@ for an event"; appendices, "Unpadded Base64".
 import base64
 import binascii
 import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,23 +40,27 @@ def decode_base64(text: object) -> bytes:
 _FROM_URL_SAFE = str.maketrans("-_", "+/")
 
 
-def content_hash(pdu: Mapping[str, Any]) -> bytes:
+def content_hash(pdu: Mapping[str, Any], *, checked: bool = False) -> bytes:
     """SHA-256 over the event without ``unsigned``, ``signatures`` and ``hashes``.
 
-    Raises ``CanonicalJsonError`` if the event has no canonical form.
+    ``checked``: the PDU is known to be strict canonical JSON. Raises ``CanonicalJsonError`` if the event has
+    no canonical form.
     """
-    hashed = {key: value for key, value in pdu.items() if key not in ("unsigned", "signatures", "hashes")}
-    return hashlib.sha256(encode_canonical(hashed)).digest()
+    hashed = dict(pdu)
+    for key in ("unsigned", "signatures", "hashes"):
+        hashed.pop(key, None)
+    return hashlib.sha256(encode_checked(hashed) if checked else encode_canonical(hashed)).digest()
 
 
-def check_content_hash(pdu: Mapping[str, Any]) -> bool:
+def check_content_hash(pdu: Mapping[str, Any], *, checked: bool = False) -> bool:
     """Whether ``hashes.sha256`` is the event's content hash. If not, the event is to be redacted, not
-    refused.
+    refused. ``checked`` as for ``content_hash``.
     """
     hashes = pdu.get("hashes")
     claimed = hashes.get("sha256") if isinstance(hashes, dict) else None
     try:
-        return hmac.compare_digest(decode_base64(claimed), content_hash(pdu))
+        digest = content_hash(pdu, checked=checked)
+        return claimed == encode_base64(digest) or decode_base64(claimed) == digest
     except ValueError:
         return False
 

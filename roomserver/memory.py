@@ -5,7 +5,7 @@ Used by the database's writer thread only. All of it can be dropped at any time.
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from matrixlib.events import Event, StateKey
 from roomserver.rooms import RoomCache
@@ -20,6 +20,7 @@ MAX_KEYS = 400_000
 MAX_NODES = 4_000
 MAX_STATES = 24
 MAX_RESOLVED = 2_000
+MAX_ALLOWED = 10_000
 
 
 class Lru(Generic[K, V]):
@@ -54,6 +55,17 @@ class Lru(Generic[K, V]):
         self._items.clear()
 
 
+AllowedKey = tuple[int, str, str, tuple[str, ...]]
+"""(snapshot, type, sender, auth links)."""
+
+
+class Allowed(NamedTuple):
+    """What judging found for a message like the next ones: the same state always says the same."""
+
+    auth_nids: tuple[int, ...]
+    state: dict[StateKey, Event]
+
+
 class Memory:
     """See the module."""
 
@@ -64,6 +76,7 @@ class Memory:
         self.nodes: Lru[int, Node] = Lru(MAX_NODES)
         self.states: Lru[int, dict[int, int]] = Lru(MAX_STATES)
         self.resolved: Lru[frozenset[int], int] = Lru(MAX_RESOLVED)
+        self.allowed: Lru[AllowedKey, Allowed] = Lru(MAX_ALLOWED)
         self.key_ids: dict[StateKey, int] = {}
         self.keys: dict[int, StateKey] = {}
 
@@ -83,5 +96,6 @@ class Memory:
         self.nodes.clear()
         self.states.clear()
         self.resolved.clear()
+        self.allowed.clear()
         self.key_ids.clear()
         self.keys.clear()

@@ -16,7 +16,6 @@ from arbor.log.v1.output_pb2 import (
     OutputEntry,
     ParticipationEnded,
     Placement,
-    RoomEvent,
     StateChange,
     StateRewritten,
 )
@@ -26,7 +25,7 @@ from roomserver import metrics
 from roomserver.input import outputs, redactions, resolution, snapshots
 from roomserver.input.auth import STRIPPED_KEYS
 from roomserver.input.batch import Batch
-from roomserver.input.visibility import visibility_of
+from roomserver.input.visibility import annotate
 from roomserver.rooms import Entry, Head, RoomWork
 from roomserver.storage import rooms
 from roomserver.storage.events import SOFT_FAILED, EventRow
@@ -286,13 +285,14 @@ def tell(
         # Readers drop their old view: they get the state before, as a whole, and the event on top of it.
         tell_rewrite(work, row.snapshot_before, event.event_id, work.row.state_entries, began=True)
         began = False
-    room_event = RoomEvent(
-        event_id=event.event_id,
-        placement=row.placement,  # type: ignore[arg-type]
-        visibility=visibility_of(event, state_before),
-        participation=work.row.participation,
-        participation_began=began,
-    )
+    # Filled in its place: a message given to another's constructor is copied.
+    entry = OutputEntry()
+    room_event = entry.room_event
+    room_event.event_id = event.event_id
+    room_event.placement = row.placement  # type: ignore[assignment]
+    annotate(room_event.visibility, event, state_before)
+    room_event.participation = work.row.participation
+    room_event.participation_began = began
     if not by_reference and changes.told:
         room_event.state_changes.extend(changes.told)
     if event.state_key is not None:
@@ -304,9 +304,7 @@ def tell(
         if stripped:
             room_event.stripped_state_json.extend(stripped)
     heads = work.heads
-    if len(heads) == 1:
-        room_event.forward_extremities.append(event.event_id)
-    else:
+    if len(heads) != 1 or event.event_id not in heads:
         room_event.forward_extremities.extend(sorted(heads))
     if transaction_key is not None:
         room_event.transaction_key.CopyFrom(transaction_key)
@@ -320,7 +318,7 @@ def tell(
         room_event.member_counts.CopyFrom(MemberCounts(joined=work.row.joined, invited=work.row.invited))
     if missing_prev:
         room_event.missing_prev_event_ids.extend(missing_prev)
-    outputs.tell_event(work, room_event, event, row)
+    outputs.tell_event(work, entry, event, row)
     if by_reference:
         tell_rewrite(work, work.row.snapshot_id, event.event_id, work.row.state_entries, began=False)
     if changes.ended:

@@ -164,4 +164,4 @@ def is_same_auth(event: Event, state: Mapping[StateKey, Event], keys: Iterable[S
 
 def check_hash(event: Event) -> bool:
     """Whether the content hash is right; it was checked by whoever wrote the event, and is checked again."""
-    return check_content_hash(event.pdu)
+    return check_content_hash(event.pdu, checked=event.room_version.strict_canonical_json)

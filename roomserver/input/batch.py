@@ -16,7 +16,7 @@ from matrixlib.events import Event, StateKey, parse_event
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.signing import SigningKey
 from roomserver.input.decode import Request
-from roomserver.memory import Memory
+from roomserver.memory import Allowed, AllowedKey, Memory
 from roomserver.rooms import Entry, Head, Room, RoomWork, Told
 from roomserver.storage import auth_chains, events, outputs, rooms, snapshots, states, transactions, waiting
 from roomserver.storage.events import EventRow
@@ -85,6 +85,7 @@ class Batch:
     nodes_by_id: dict[int, Node] = field(default_factory=dict)
     states: dict[int, dict[int, int]] = field(default_factory=dict)
     resolved: dict[frozenset[int], int] = field(default_factory=dict)
+    allowed: dict[AllowedKey, Allowed] = field(default_factory=dict)
     resolved_rows: list[tuple[int, bytes, int]] = field(default_factory=list)
     chained: int = 0
     new_keys: dict[StateKey, int] = field(default_factory=dict)
@@ -300,6 +301,24 @@ class Batch:
         if added:
             auth_chains.extend(self.conn, added)
 
+    # -- verdicts that hold for messages alike
+
+    def find_allowed(self, event: Event, snapshot_id: int) -> Allowed | None:
+        """Return what judging found for a message of this sender and type, with these auth events, at a state."""
+        key = (snapshot_id, event.type, event.sender, event.auth_links)
+        return self.allowed.get(key) or self.memory.allowed.get(key)
+
+    def note_allowed(
+        self, event: Event, snapshot_id: int, auth_nids: tuple[int, ...], state: dict[StateKey, Event]
+    ) -> None:
+        """Remember that a message is allowed at a state, with these auth events.
+
+        Neither its content nor anything else can change that, but for state events and redactions.
+        """
+        if event.state_key is None and event.type != "m.room.redaction":
+            key = (snapshot_id, event.type, event.sender, event.auth_links)
+            self.allowed[key] = Allowed(auth_nids, state)
+
     # -- entries that are refused leave nothing behind
 
     def mark(self, work: RoomWork) -> _Mark:
@@ -325,6 +344,7 @@ class Batch:
             self.chained = mark.rows
         gone = {node.id for node in self.nodes[mark.nodes :]}
         if gone:
+            self.allowed = {key: item for key, item in self.allowed.items() if key[0] not in gone}
             self.resolved = {k: v for k, v in self.resolved.items() if v not in gone and not (k & gone)}
             self.resolved_rows = [item for item in self.resolved_rows if item[2] not in gone]
         del self.rows[mark.rows :]
@@ -412,6 +432,8 @@ class Batch:
             memory.states.put(snapshot_id, state)
         for ids, snapshot_id in self.resolved.items():
             memory.resolved.put(ids, snapshot_id)
+        for key, allowed in self.allowed.items():
+            memory.allowed.put(key, allowed)
         for work in self.works.values():
             memory.rooms.put(work.commit())
         for room_id in self.purged:

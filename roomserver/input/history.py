@@ -31,7 +31,7 @@ from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
 from roomserver.input.federation import Judged
-from roomserver.input.visibility import add_local_members, visibility_of
+from roomserver.input.visibility import add_local_members, annotate
 from roomserver.rooms import RoomWork, Told
 from roomserver.storage import outliers, waiting
 from roomserver.storage.events import ACCEPTED, OUTLIER, REJECTED, EventRow
@@ -174,22 +174,24 @@ def _judge_event(batch: Batch, work: RoomWork, event: Event, before: int, origin
         if event.state_key is not None:
             row.snapshot_after = snapshots.add_child(batch, work.row.nid, before, {row.key_id: row.nid})
         row.placement = Placement.PLACEMENT_HISTORY
-        visibility = visibility_of(event, state)
-        add_local_members(batch, work, before, visibility)
-        room_event = RoomEvent(
-            event_id=event.event_id,
-            placement=Placement.PLACEMENT_HISTORY,
-            visibility=visibility,
-            participation=work.row.participation,
-            forward_extremities=sorted(work.heads),
-            missing_prev_event_ids=missing_prev,
+        entry = OutputEntry(
+            room_event=RoomEvent(
+                event_id=event.event_id,
+                placement=Placement.PLACEMENT_HISTORY,
+                participation=work.row.participation,
+                forward_extremities=sorted(work.heads),
+                missing_prev_event_ids=missing_prev,
+            )
         )
+        room_event = entry.room_event
+        annotate(room_event.visibility, event, state)
+        add_local_members(batch, work, before, room_event.visibility)
         if event.state_key is not None and event.key in state:
             room_event.replaces_state = state[event.key].event_id
             room_event.prev_content_json = orjson.dumps(state[event.key].content)
         if event.redacts is not None:
             room_event.redacts = event.redacts
-        outputs.tell_event(work, room_event, event, row)
+        outputs.tell_event(work, entry, event, row)
         redactions.apply_redaction(batch, work, event, row, state)
         redactions.apply_pending(batch, work, row)
     work.touched = True

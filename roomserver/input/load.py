@@ -38,9 +38,9 @@ def load(batch: Batch, requests: list[Request]) -> None:
         except EventFormatError:
             request.events = []  # judged, and refused, in its turn
             continue
-        keys = needed.setdefault(request.room_id, set())
         for event in request.events:
-            keys |= keys_needed(event, is_local=True)
+            if work is None or batch.find_allowed(event, work.row.snapshot_id) is None:
+                needed.setdefault(request.room_id, set()).update(keys_needed(event, is_local=True))
             if event.state_key is not None:
                 new_keys.add((event.type, event.state_key))
             if event.redacts is not None:

@@ -19,6 +19,7 @@ from roomserver.input import apply, auth, heads, resolution, snapshots
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
+from roomserver.memory import Allowed
 from roomserver.rooms import Room, RoomWork
 from roomserver.storage.events import ACCEPTED, REJECTED, SOFT_FAILED, EventRow
 from roomserver.storage.rooms import RoomRow
@@ -230,11 +231,25 @@ def _judge_event(
     before = _state_before(batch, work, event)
     if isinstance(before, Refusal):
         return before
+    known = batch.find_allowed(event, before) if before == work.row.snapshot_id else None
+    allowed = known or _check(batch, work, event, before)
+    if isinstance(allowed, Refusal):
+        return allowed
+    row = apply.make_row(batch, work, event, status=ACCEPTED, before=before, after=0, auth=allowed.auth_nids)
+    row.prev = tuple([_nid_of(batch, work, prev_id) for prev_id in event.prev_event_ids])
+    batch.add_row(row, event)
+    apply.apply_event(batch, work, event, row, allowed.state, transaction_key=transaction_key)
+    return row
+
+
+def _check(batch: Batch, work: RoomWork, event: Event, before: int) -> Refusal | Allowed:
+    """Judge an event by its auth events and by the state before it."""
     state = snapshots.events_at(batch, work, before, auth.keys_needed(event, is_local=True))
     found = auth.find_auth_events(batch, work, event)
     if found.missing:
         return Refusal("auth_events", f"the auth event {found.missing[0]} is not known", "M_FORBIDDEN")
-    if not auth.is_same_auth(event, state, state_types_for(event)):
+    same = auth.is_same_auth(event, state, state_types_for(event))
+    if not same:
         refusal = auth.check_at_auth_events(batch, event, found)
         if refusal is not None:
             return refusal
@@ -245,11 +260,9 @@ def _judge_event(
         refusal = auth.check_at_state(event, snapshots.events_at(batch, work, work.row.snapshot_id, keys))
     if refusal is not None:
         return refusal
-    row = apply.make_row(batch, work, event, status=ACCEPTED, before=before, after=0, auth=found.nids)
-    row.prev = tuple(_nid_of(batch, work, prev_id) for prev_id in event.prev_event_ids)
-    batch.add_row(row, event)
-    apply.apply_event(batch, work, event, row, state, transaction_key=transaction_key)
-    return row
+    if same and before == work.row.snapshot_id:
+        batch.note_allowed(event, before, found.nids, state)
+    return Allowed(found.nids, state)
 
 
 def _nid_of(batch: Batch, work: RoomWork, event_id: str) -> int:

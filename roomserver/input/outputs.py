@@ -21,25 +21,31 @@ MAX_ENTRIES = POSITION_FACTOR
 MAX_CHANGE_BYTES = 512 * 1024
 
 
-def tell_event(work: RoomWork, room_event: RoomEvent, event: Event, row: EventRow) -> None:
-    """Add a room event's entry. What its event gives back is filled in here."""
-    skeleton = OutputEntry(room_event=room_event)
-    slim = skeleton.room_event
-    if list(slim.forward_extremities) == [event.event_id]:
-        del slim.forward_extremities[:]
-    for change in slim.state_changes:
-        change.pdu_json = b""
-    slim.prev_content_json = b"1" if slim.prev_content_json else b""
+def tell_event(work: RoomWork, entry: OutputEntry, event: Event, row: EventRow) -> None:
+    """Add the entry of a room event. What the event gives back is filled in here, and the forward extremities
+    where it is the only one.
+    """
+    skeleton = OutputEntry()
+    skeleton.CopyFrom(entry)
+    room_event = entry.room_event
+    pdu_json = event.pdu_json
+    size_bytes = len(pdu_json) + 600
+    if event.state_key is not None or room_event.state_changes:
+        size_bytes += _slim(skeleton.room_event)
     room_event.room_version = work.version.identifier
-    fill_event(room_event, event.pdu, event.pdu_json)
-    entry = OutputEntry(room_event=room_event)
-    work.outputs.append(Told(entry, skeleton, row, len(event.pdu_json) + 600 + _extra(room_event)))
+    fill_event(room_event, event.pdu, pdu_json)
+    work.outputs.append(Told(entry, skeleton, row, size_bytes))
     work.touched = True
 
 
-def _extra(room_event: RoomEvent) -> int:
+def _slim(room_event: RoomEvent) -> int:
+    """Take out what the stored events can give back; returns how many bytes there were beside the event."""
     size = sum(len(change.pdu_json) + 200 for change in room_event.state_changes)
-    return size + sum(map(len, room_event.stripped_state_json)) + len(room_event.prev_content_json)
+    size += sum(map(len, room_event.stripped_state_json)) + len(room_event.prev_content_json)
+    for change in room_event.state_changes:
+        change.pdu_json = b""
+    room_event.prev_content_json = b"1" if room_event.prev_content_json else b""
+    return size
 
 
 def fill_event(room_event: RoomEvent, pdu: Mapping[str, Any], pdu_json: bytes) -> None:

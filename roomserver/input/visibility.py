@@ -31,15 +31,14 @@ def history_visibility(event: Event | None) -> str:
     return value if isinstance(value, str) and value in VALUES else "shared"
 
 
-def visibility_of(event: Event, state_before: Mapping[StateKey, Event]) -> Visibility:
-    """Annotate an event."""
+def annotate(visibility: Visibility, event: Event, state_before: Mapping[StateKey, Event]) -> None:
+    """Say what decides who may see an event."""
     before = history_visibility(state_before.get(VISIBILITY_KEY))
-    made = Visibility(history_visibility=before)
+    visibility.history_visibility = before
     if event.type == "m.room.history_visibility" and event.state_key == "":
         after = history_visibility(event)
         if after != before:
-            made.history_visibility_after = after
-    return made
+            visibility.history_visibility_after = after
 
 
 def add_local_members(batch: Batch, work: RoomWork, snapshot_id: int, visibility: Visibility) -> None:
