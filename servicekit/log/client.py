@@ -1,7 +1,7 @@
 """The NATS client: nats-py with three changes.
 
-* `raw_handlers`: a subscription's messages go as bytes, synchronously, to a function, without the header
-  parsing, message object, queue and task of the normal path. Acks and log entries come this way.
+* `raw_handlers`: a subscription's messages go as bytes, from the socket's callback, to a function, without the
+  header parsing, message object, queue and tasks of the normal path. Acks and log entries come this way.
 * `send`: what one turn of the loop sends is written at once, without awaiting and without a task of its own.
 * An error of the server or in the read loop means reconnecting, for ever; nothing closes the client but
   `close()`.
@@ -123,11 +123,15 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
         rest = b""
         error: Exception
         try:
+            self._tap_reader()
             while not (self.is_closed or self.is_reconnecting or self._transport is None):
                 chunk = await self._transport.read(READ_BYTES)
                 if not chunk:
                     raise nats_errors.UnexpectedEOF
-                rest = await self._parse(rest + chunk if rest else chunk)
+                others: list[bytes] = []
+                rest = self._take(rest + chunk if rest else chunk, others.append)
+                for command in others:
+                    await self._act(command)
             return
         except asyncio.CancelledError:
             return
@@ -137,8 +141,30 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
         await self._error_cb(error)
         await self._process_op_err(error)
 
-    async def _parse(self, buffer: bytes) -> bytes:
-        """Act on all complete messages in a buffer; return what is left of it."""
+    def _tap_reader(self) -> None:
+        """Have messages handled where they come from the socket: only what needs a task goes on to the reader.
+
+        Waking the task for each chunk costs more than all that is done with most of them.
+        """
+        reader = getattr(self._transport, "_io_reader", None)
+        if reader is None:
+            return  # not a plain socket
+        pass_on = reader.feed_data
+        rest = b""
+
+        def feed(data: bytes) -> None:
+            nonlocal rest
+            rest = self._take(rest + data if rest else data, pass_on)
+
+        buffered = bytes(reader._buffer)
+        reader._buffer.clear()
+        reader.feed_data = feed
+        feed(buffered)
+
+    def _take(self, buffer: bytes, pass_on: Callable[[bytes], object]) -> bytes:
+        """Hand the messages in a buffer to their raw handlers and pass all other complete commands on; return what
+        is left of it.
+        """
         handlers = self.raw_handlers
         at = 0
         while True:
@@ -146,45 +172,45 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
             if end < 0:
                 return buffer[at:]
             line = buffer[at:end]
-            # MSG <subject> <sid> [reply] <size>      HMSG <subject> <sid> [reply] <header size> <size>
+            first = end + 2
             if line.startswith((b"MSG ", b"HMSG ")):
-                words = line.split()
-                first = end + 2
-                last = first + int(words[-1])
+                sid, subject, reply, body, last = _frame(line, first)
                 if len(buffer) < last + 2:
                     return buffer[at:]
-                at = last + 2
-                headers = None
-                reply = words[3]
-                if words[0] == b"HMSG":
-                    body = first + int(words[-2])
-                    headers = buffer[first:body]
-                    first = body
-                    if len(words) == 5:
-                        reply = b""
-                elif len(words) == 4:
-                    reply = b""
-                sid = int(words[2])
                 handler = handlers.get(sid)
                 if handler is None:
-                    await self._process_msg(sid, words[1], reply, buffer[first:last], headers)  # type: ignore[arg-type]
-                    continue
-                try:
-                    handler(words[1], reply, buffer[first:last], headers)
-                except Exception as error:  # one bad message must not end the reading
-                    self.on_trouble(error)
-                continue
-            at = end + 2
-            if line == b"PING":
-                await self._process_ping()
-            elif line == b"PONG":
-                await self._process_pong()
-            elif line.startswith(b"INFO "):
-                await self._process_info(orjson.loads(line[5:]))
-            elif line.startswith(b"-ERR"):
-                await self._process_err(line[4:].strip().decode("utf-8", "replace").lower())
-            elif line != b"+OK":
-                raise nats_errors.ProtocolError(line[:100])
+                    pass_on(buffer[at : last + 2])
+                else:
+                    try:
+                        handler(
+                            subject, reply, buffer[body:last], buffer[first:body] if body > first else None
+                        )
+                    except Exception as error:  # one bad message must not end the reading
+                        self.on_trouble(error)
+                at = last + 2
+            else:
+                pass_on(buffer[at:first])
+                at = first
+
+    async def _act(self, command: bytes) -> None:
+        """Act on a command that no raw handler takes."""
+        end = command.index(b"\r\n")
+        line = command[:end]
+        if line.startswith((b"MSG ", b"HMSG ")):
+            first = end + 2
+            sid, subject, reply, body, last = _frame(line, first)
+            headers = command[first:body] if body > first else None
+            await self._process_msg(sid, subject, reply, command[body:last], headers)  # type: ignore[arg-type]
+        elif line == b"PING":
+            await self._process_ping()
+        elif line == b"PONG":
+            await self._process_pong()
+        elif line.startswith(b"INFO "):
+            await self._process_info(orjson.loads(line[5:]))
+        elif line.startswith(b"-ERR"):
+            await self._process_err(line[4:].strip().decode("utf-8", "replace").lower())
+        elif line != b"+OK":
+            raise nats_errors.ProtocolError(line[:100])
 
     async def _attempt_reconnect(self) -> None:
         while True:
@@ -195,3 +221,16 @@ class LogClient(Client):  # type: ignore[misc, unused-ignore] # nats-py is typed
                 await asyncio.sleep(0.2)
             else:
                 return
+
+
+def _frame(line: bytes, first: int) -> tuple[int, bytes, bytes, int, int]:
+    """Return (subscription, subject, reply, where the body begins, where it ends) of a message.
+
+    `MSG <subject> <sid> [reply] <size>` or `HMSG <subject> <sid> [reply] <header size> <size>`, and what follows
+    the line begins at `first`.
+    """
+    words = line.split()
+    last = first + int(words[-1])
+    if words[0] == b"HMSG":
+        return int(words[2]), words[1], words[3] if len(words) == 6 else b"", first + int(words[-2]), last
+    return int(words[2]), words[1], words[3] if len(words) == 5 else b"", first, last
