@@ -5,7 +5,6 @@ everything that the room holds can still be handed out.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +16,14 @@ from matrixlib.canonical_json import parse_json
 from matrixlib.events import EventFormatError, parse_event
 from matrixlib.hashes import hashed_event_id
 from matrixlib.room_versions import ROOM_VERSIONS
-from tests.support.evil_peer import EvilPeer
-from tests.support.federation import federated_arbor, until
-from tests.support.matrix_client import MatrixClient
-from tests.support.tls_ca import TestCa
-from tests.support.visitor import Visitor
-
-V1 = "/_matrix/federation/v1"
-
-
-@dataclass(slots=True)
-class World:
-    """A running server with a user, and a scripted one."""
-
-    server_name: str
-    alice: MatrixClient
-    peer: EvilPeer
-
-    async def visited_room(self, version: str = "10") -> Visitor:
-        """A room of Alice's with a user of the peer's in it."""
-        room_id = await self.alice.create_room(preset="public_chat", room_version=version)
-        visitor = Visitor(self.peer, self.server_name, room_id, version=version)
-        await visitor.join()
-        return visitor
-
-    async def goes_on(self, visitor: Visitor) -> None:
-        """Check that the room and the queue to the peer work."""
-        (event,) = visitor.messages(1)
-        assert await visitor.send([event.pdu]) == {event.event_id: {}}
-        answer = await self.alice.get(f"/rooms/{visitor.room_id}/event/{event.event_id}")
-        assert answer["content"] == event.content
-        sent = await self.alice.send(visitor.room_id, "to everybody")
-
-        async def arrived() -> dict[str, Any] | None:
-            for request in self.peer.asked("send"):
-                for pdu in request.content["pdus"]:
-                    if parse_event(pdu, visitor.version).event_id == sent:
-                        return dict(pdu)
-            return None
-
-        pdu = await until(arrived, "Alice's message is at the peer")
-        assert pdu["content"]["body"] == "to everybody"
-        # All that the room holds can be told, too.
-        latest = sent.replace("/", "%2F")
-        for path in (
-            f"{V1}/backfill/{visitor.room_id}?limit=100&v={latest}",
-            f"{V1}/state/{visitor.room_id}?event_id={latest}",
-            f"{V1}/event/{latest}",
-        ):
-            status, body = await visitor.ask("GET", path)
-            assert status == 200, body
+from tests.support.visited_server import VisitedServer, visited_server
+from tests.support.visitor import V1
 
 
 @pytest.fixture
-async def world(tmp_path: Path, session: aiohttp.ClientSession) -> AsyncIterator[World]:
-    ca = TestCa(tmp_path / "ca")
-    server = federated_arbor(tmp_path / "arbor", ca)
-    async with EvilPeer(ca) as peer:
-        peer.answer("send", lambda _: {"pdus": {}})
-        await server.start()
-        try:
-            yield World(server.server_name, await server.register(session, "alice"), peer)
-        finally:
-            await server.stop()
+async def world(tmp_path: Path, session: aiohttp.ClientSession) -> AsyncIterator[VisitedServer]:
+    async with visited_server(tmp_path, session) as made:
+        yield made
 
 
 # -- row 3 ---------------------------------------------------------------------------------------------------
@@ -87,7 +31,7 @@ async def world(tmp_path: Path, session: aiohttp.ClientSession) -> AsyncIterator
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
 async def test_what_names_another_room_or_event_than_its_path_leaves_no_trace(
-    world: World, version: str
+    world: VisitedServer, version: str
 ) -> None:
     visitor = await world.visited_room(version)
     other = await world.alice.create_room(preset="public_chat", room_version=version)
@@ -138,7 +82,7 @@ ANYWHERE_IN_CONTENT = ("a string", "true", "null")
 
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "10", "12"])
-async def test_numbers_that_are_none_of_canonical_json(world: World, version: str) -> None:
+async def test_numbers_that_are_none_of_canonical_json(world: VisitedServer, version: str) -> None:
     """In the depth, in the content and in `unsigned`: taken or dropped, alone, and the room goes on."""
     visitor = await world.visited_room(version)
     strict = ROOM_VERSIONS[version].strict_canonical_json
@@ -194,7 +138,7 @@ RAW: dict[str, bytes] = {
 }
 
 
-async def test_what_cannot_be_parsed_is_refused_whole_and_harms_nothing(world: World) -> None:
+async def test_what_cannot_be_parsed_is_refused_whole_and_harms_nothing(world: VisitedServer) -> None:
     """A body that is no JSON has no signature that could be right: there is nothing to tell apart in it."""
     visitor = await world.visited_room()
     event = visitor.messages(1)[0]
@@ -213,7 +157,7 @@ def encoded(transaction: dict[str, Any], raw: bytes) -> bytes:
     return orjson.dumps(transaction).replace(b'"HERE"', raw)
 
 
-async def test_keys_that_come_twice_mean_what_was_hashed(world: World) -> None:
+async def test_keys_that_come_twice_mean_what_was_hashed(world: VisitedServer) -> None:
     """The last one counts, everywhere: what is checked is what is stored and told."""
     visitor = await world.visited_room()
     event = visitor.messages(1)[0]

@@ -5,10 +5,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from federation.receipt.pdu_checks import Dropped
-from matrixlib.events import Event
+from matrixlib.events import Event, parse_event
 from matrixlib.hashes import hashed_event_id
 from matrixlib.signing import sign_event
 from tests.support.evil_peer import EvilPeer
@@ -26,10 +27,12 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, FederationAlone
         yield peer, us, room
 
 
-def message(room: Room, peer: EvilPeer, number: int, prev: list[str]) -> Event:
+def message(room: Room, peer: EvilPeer, number: int, prev: list[str], state_key: str | None = None) -> Event:
     """An event of the peer that the room does not have yet."""
     heads, order = list(room.heads), list(room.order)
-    event = room.send(f"@eve:{peer.server_name}", "m.room.message", {"body": f"{number}"}, prev=prev)
+    kind = "m.room.message" if state_key is None else "org.example.note"
+    eve = f"@eve:{peer.server_name}"
+    event = room.send(eve, kind, {"body": f"{number}"}, state_key=state_key, prev=prev)
     del room.events[event.event_id]
     room.heads, room.order = heads, order
     return event
@@ -71,12 +74,14 @@ async def test_one_bad_pdu_among_49_good_ones(
 ) -> None:
     peer, us, room = world
     good = [message(room, peer, number, room.heads) for number in range(49)]
-    bad = {**good[0].pdu, **BAD[name]}
+    bad = {**message(room, peer, 50, room.heads).pdu, **BAD[name]}
     status, answer = await send(
         peer, us, [*(event.pdu for event in good[:20]), bad, *(e.pdu for e in good[20:])]
     )
     assert status == 200, answer
-    assert all(answer["pdus"][event.event_id] == {} for event in good)
+    assert all(answer["pdus"].pop(event.event_id) == {} for event in good)
+    (result,) = answer["pdus"].values()
+    assert result["error"]
     assert all(event.event_id in room.events for event in good)
     assert len(us.input.inputs) == 49
 
@@ -165,14 +170,18 @@ async def test_the_acl_and_the_room_decide_for_each_pdu(
 # -- row 6: every other way in goes through the same checker ------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["get_missing_events", "backfill", "event_auth", "event", "state"])
+@pytest.mark.parametrize(
+    "way",
+    ["get_missing_events", "backfill", "event_auth", "event", "state", "send_join state", "send_join chain"],
+)
 async def test_answers_to_our_questions_are_checked_too(
     world: tuple[EvilPeer, FederationAlone, Room], way: str
 ) -> None:
     peer, us, room = world
     view = await us.rooms.view(room.create.room_id)
     assert view is not None
-    event = message(room, peer, 1, room.heads)
+    in_state = f"@eve:{peer.server_name}" if way == "send_join state" else None
+    event = message(room, peer, 1, room.heads, in_state)
     altered = {**event.pdu, "content": {"body": "altered"}}
     other = Room("10", creator=f"@eve:{peer.server_name}")
     answer = {
@@ -181,7 +190,10 @@ async def test_answers_to_our_questions_are_checked_too(
     }
     fetcher, history = us.parts.fetcher, us.parts.history
     peer.answer(way, lambda _: answer)
-    if way == "get_missing_events":
+    found: list[Event]
+    if way.startswith("send_join"):
+        found = await joined_with(us, room, peer, answer["pdus"], in_chain=way.endswith("chain"))
+    elif way == "get_missing_events":
         found = await fetcher._missing_events(view, room.create, peer.server_name)
     elif way == "backfill":
         found = await history._ask(view, peer.server_name, [room.create.event_id], 10)
@@ -195,6 +207,71 @@ async def test_answers_to_our_questions_are_checked_too(
         found = (await fetcher._fetch_events(view, event, wanted, peer.server_name))[:1]
     assert [item.event_id for item in found] == [event.event_id]
     assert found[0].content == {}, "a wrong hash means the redacted form"
+
+
+async def joined_with(
+    us: FederationAlone, room: Room, peer: EvilPeer, extra: list[Any], *, in_chain: bool
+) -> list[Event]:
+    """Those of some PDUs that a join's answer brings in, besides the room's state and its auth chain."""
+    state = [room.events[event_id] for event_id in room.state_before(room.heads).values()]
+    chain = [room.events[event_id] for event_id in room.order if event_id in room.events]
+    owner = us.user("joiner")
+    levels = [event for event in state if event.type in ("m.room.create", "m.room.power_levels")]
+    rules = [event for event in state if event.type == "m.room.join_rules"]
+    template = {
+        "type": "m.room.member",
+        "room_id": room.create.room_id,
+        "sender": owner,
+        "state_key": owner,
+        "content": {"membership": "join"},
+        "prev_events": list(room.heads),
+        "auth_events": [event.event_id for event in [*levels, *rules]],
+        "depth": 9,
+    }
+    del us.rooms.of[room.create.room_id]
+    peer.answer("make_join", lambda _: {"room_version": "10", "event": template})
+    told = {"state": [event.pdu for event in state], "auth_chain": [event.pdu for event in chain]}
+    told["auth_chain" if in_chain else "state"] += extra
+    peer.answer("send_join", lambda asked: {**told, "event": asked.content})
+    await us.parts.joins.join(owner, room.create.room_id, [peer.server_name], {})
+    imported = [item for part in us.rooms.imported for item in (*part.state, *part.auth_chain)]
+    known = {event.event_id for event in (*state, *chain)}
+    return [parse_event(i.pdu_json, room.version) for i in imported if i.event_id not in known]
+
+
+async def test_what_a_knock_is_answered_is_checked_where_the_room_version_demands_it(
+    world: tuple[EvilPeer, FederationAlone, Room],
+) -> None:
+    peer, us, _ = world
+    boss = f"@eve:{peer.server_name}"
+    room = Room("12", creator=boss)
+    room.send(boss, "m.room.join_rules", {"join_rule": "knock"}, state_key="")
+    name = room.send(boss, "m.room.name", {"name": "x"}, state_key="")
+    topic = room.send(boss, "m.room.topic", {"topic": "x"}, state_key="")
+    other = Room("12", creator=boss, content={"m.federate": True})
+    user_id = us.user("knocker")
+    template = {
+        "type": "m.room.member",
+        "room_id": room.create.room_id,
+        "sender": user_id,
+        "state_key": user_id,
+        "content": {"membership": "knock"},
+        "prev_events": list(room.heads),
+        "auth_events": [event.event_id for event in room.state.values() if event.type == "m.room.join_rules"],
+        "depth": 9,
+    }
+    altered = {**topic.pdu, "content": {"topic": "altered"}}
+    stripped = {"type": "m.room.avatar", "state_key": "", "sender": boss, "content": {"url": "mxc://x/y"}}
+    state = [room.create.pdu, forged(name), altered, other.create.pdu, stripped, 7]
+    peer.answer("make_knock", lambda _: {"room_version": "12", "event": template})
+    peer.answer("send_knock", lambda _: {"knock_room_state": state})
+    await us.parts.memberships.knock(user_id, room.create.room_id, [peer.server_name], {})
+    (entry,) = us.input.inputs
+    told = [orjson.loads(item) for item in entry.submit_events.stripped_state_json]
+    assert [(item["type"], item["content"]) for item in told] == [
+        ("m.room.create", room.create.content),
+        ("m.room.topic", {}),
+    ]
 
 
 async def test_the_checker_itself(world: tuple[EvilPeer, FederationAlone, Room]) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from arbor.log.v1 import live_pb2, output_pb2
+from federation.storage import tables
 from tests.support.evil_peer import EvilPeer
 from tests.support.federation_alone import FederationAlone
 from tests.support.rooms import Room
@@ -76,6 +78,11 @@ async def test_nobody_else_is_spoken_for(world: tuple[EvilPeer, FederationAlone,
         kinds = [item for item in kinds if item[0] != "m.receipt"]
     await tell(peer, us, *kinds)
     assert us.log.published == []
+    # Nor is anything noted that would be told or asked later.
+    for table in (tables.device_list, tables.seen_message, tables.outgoing_edu):
+        count = select(func.count()).select_from(table)
+        assert await us.database.read(lambda conn, count=count: conn.execute(count).scalar()) == 0
+    assert [request.path for request in peer.requests if "/key/" not in request.path] == []
 
 
 async def test_nobody_types_or_reads_where_they_are_not(

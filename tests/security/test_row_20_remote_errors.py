@@ -6,11 +6,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from arbor.federation.v1 import federation_pb2
 from federation.outbound.errors import RemoteError
 from matrixlib.identifiers import is_valid_server_name, parse_room_id
 from servicekit.errors import MatrixError
 from tests.support.evil_peer import Answer, EvilPeer
 from tests.support.federation_alone import FederationAlone
+from tests.support.rooms import Room
 from tests.support.tls_ca import TestCa
 
 ANSWERS = {
@@ -39,8 +41,10 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[EvilPeer, FederationAlone
 @pytest.mark.parametrize("name", list(ANSWERS))
 async def test_errors_of_others_are_not_ours(world: tuple[EvilPeer, FederationAlone], name: str) -> None:
     peer, us = world
-    for endpoint in ("make_join", "make_knock", "query", "publicRooms", "hierarchy"):
+    for endpoint in ("make_join", "make_knock", "query", "publicRooms", "hierarchy", "invite"):
         peer.answer(endpoint, lambda _: ANSWERS[name])
+    room = Room("10", creator=us.user("alice"))
+    invite = room.member(f"@eve:{peer.server_name}", "invite", by=room.creator)
     user_id, server = us.user("alice"), peer.server_name
     queries = us.parts.servicer._queries
     for ask in (
@@ -49,6 +53,7 @@ async def test_errors_of_others_are_not_ours(world: tuple[EvilPeer, FederationAl
         lambda: queries.alias(f"#room:{server}"),
         lambda: queries.public_rooms(server, {}),
         lambda: queries.hierarchy("!r:x.example", [server], False),
+        lambda: us.parts.memberships.invite(invite, []),
     ):
         with pytest.raises(MatrixError) as raised:
             await ask()
@@ -56,6 +61,25 @@ async def test_errors_of_others_are_not_ours(world: tuple[EvilPeer, FederationAl
         assert raised.value.errcode in SAFE
         assert "soft_logout" not in raised.value.body()
         assert "<" not in raised.value.message
+
+
+@pytest.mark.parametrize("name", list(ANSWERS))
+async def test_a_profile_or_a_leave_does_without_the_other_server(
+    world: tuple[EvilPeer, FederationAlone], name: str
+) -> None:
+    peer, us = world
+    for endpoint in ("query", "make_leave", "send_leave"):
+        peer.answer(endpoint, lambda _: ANSWERS[name])
+    request = federation_pb2.QueryRemoteProfilesRequest(user_ids=[f"@eve:{peer.server_name}"])
+    answer = await us.parts.servicer.QueryRemoteProfiles(request, None)  # type: ignore[arg-type]
+    assert [(item.unreachable, item.fields_json) for item in answer.profiles] == [(True, b"")]
+    room = Room("10", creator=f"@boss:{peer.server_name}")
+    invite = room.member(us.user("alice"), "invite", by=room.creator)
+    us.rooms.outliers[invite.event_id] = invite
+    us.rooms.outlier_memberships[invite.room_id, us.user("alice")] = invite
+    left = await us.parts.memberships.leave(us.user("alice"), invite.room_id, {})
+    assert not left.told_remote
+    assert us.rooms.outlier_memberships[invite.room_id, us.user("alice")].membership == "leave"
 
 
 async def test_what_a_client_can_act_on_is_passed_on(world: tuple[EvilPeer, FederationAlone]) -> None:

@@ -11,10 +11,12 @@ import pytest
 from federation.http.authentication import MAX_STRANGERS
 from federation.keys.remote import MAX_VALIDITY_MS, KeyObjectError, is_usable, read_key_object
 from federation.storage.keys import KeyRow
+from matrixlib.events import Event
 from matrixlib.hashes import encode_base64
 from matrixlib.signing import (
     SigningKey,
     decode_signing_key,
+    sign_event,
     sign_json,
     verify_key_from_base64,
     verify_signed_json,
@@ -25,6 +27,7 @@ from tests.support.evil_peer import Answer, EvilPeer
 from tests.support.federation import until
 from tests.support.federation_alone import FederationAlone
 from tests.support.ports import free_port
+from tests.support.rooms import Room
 from tests.support.tls_ca import TestCa
 
 NOW = 1_800_000_000_000
@@ -226,6 +229,46 @@ async def test_our_keys_and_those_of_others_are_told_signed(
     wanted = {"server_keys": {us.server_name: {}, peer.server_name: {}, "not a name": {}, "localhost:1": {}}}
     status, body = await peer.ask("POST", us.base_url, "/_matrix/key/v2/query", None, wanted, signed=False)
     assert {value["server_name"] for value in body["server_keys"]} == {us.server_name, peer.server_name}
+
+
+@pytest.mark.parametrize("version", ["4", "10"])
+async def test_signatures_with_keys_that_are_unknown_expired_or_wrong(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone], version: str
+) -> None:
+    """Unknown and expired keys are skipped; of the known ones each signature must be right."""
+    peer, _, us = world
+    room = Room(version, creator=f"@boss:{peer.server_name}")
+    event = room.send(room.creator, "m.room.message", {"body": "x"})
+    old = SigningKey("ed25519:old", b"o" * 32)
+    expired = {old.key_id: {"key": old.verify_key.base64, "expired_ts": event.origin_server_ts - 1}}
+    both = {key.key_id: {"key": key.verify_key.base64} for key in (peer.key, OTHER)}
+    value = peer.key_object(verify_keys=both, old_verify_keys=expired)
+    value = sign_json(value, peer.server_name, OTHER)
+    peer.answer("server", lambda _: value)
+    unsigned = {**event.pdu, "signatures": {}}
+
+    def signed(*keys: SigningKey, **wrong: str) -> dict[str, Any]:
+        pdu: dict[str, Any] = dict(unsigned)
+        for key in keys:
+            pdu = sign_event(pdu, room.version, peer.server_name, key)
+        signatures = {**pdu["signatures"].get(peer.server_name, {}), **wrong}
+        return {**pdu, "signatures": {peer.server_name: signatures}}
+
+    unknown = SigningKey("ed25519:unknown", b"u" * 32)
+    for pdu, is_right in (
+        (signed(peer.key), True),
+        (signed(OTHER), True),
+        (signed(peer.key, OTHER), True),
+        (signed(peer.key, unknown), True),
+        (signed(peer.key, old), True),
+        (signed(peer.key, **{"ed448:other_kind": "A" * 86}), True),
+        (signed(unknown), False),
+        (signed(old), False),
+        (signed(peer.key, **{OTHER.key_id: "A" * 86}), False),
+        (signed(**{peer.key.key_id: "A" * 86}), False),
+    ):
+        checked = await us.parts.checker.check_one(pdu, room.version, room_id=event.room_id)
+        assert isinstance(checked, Event) is is_right, (pdu["signatures"], checked)
 
 
 async def test_two_notaries_that_are_away_do_not_wait_for_each_other(tmp_path: Path) -> None:

@@ -134,3 +134,8 @@ class Visitor:
 
     def _advance(self, event: Event) -> None:
         self.prev_events, self.depth = [self.reference(event)], event.depth
+
+
+def segment(event_id: str) -> str:
+    """An event id as a segment of a path. (More than this the client would write out again.)"""
+    return event_id.replace("/", "%2F")
