@@ -12,10 +12,11 @@ from sqlalchemy import Connection
 
 from servicekit.database import Database
 from servicekit.errors import unavailable
-from servicekit.positions import UserPositions
+from servicekit.positions import Untold, UserPositions
 from syncapi.storage.accounts import CatchingUp, check_caught_up
 
 WAIT_S = 5.0
+TOLD_S = 1.0
 CATCH_UP_S = 10.0
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,12 +28,16 @@ class ReadsFollowWrites:
 
     Args:
         positions: of the verdicts that came to this process.
+        untold: what this process committed and has to tell yet.
         wait_for: of the OUTPUT follower.
         position: says up to which sequence the memory has applied OUTPUT.
     """
 
-    def __init__(self, positions: UserPositions, wait_for: WaitFor, position: Callable[[], int]) -> None:
+    def __init__(
+        self, positions: UserPositions, untold: Untold, wait_for: WaitFor, position: Callable[[], int]
+    ) -> None:
         self._positions = positions
+        self._untold = untold
         self._wait_for = wait_for
         self._position = position
 
@@ -42,6 +47,7 @@ class ReadsFollowWrites:
 
     async def wait(self) -> None:
         """Wait, but not for ever: a read that is a little old is better than none."""
+        await self._untold.wait(TOLD_S)
         wanted = self._positions.newest
         if wanted > self._position():
             await self._wait_for(wanted, WAIT_S)

@@ -19,7 +19,7 @@ from servicekit.log.follower import Follower
 from servicekit.log.reader import LogReader
 from servicekit.log.subjects import LIVE, OUTPUT, presence_subject, room_receipt_subject
 from servicekit.logging import get_logger
-from servicekit.positions import user_positions
+from servicekit.positions import untold, user_positions
 from servicekit.service.sockets import is_only_edge
 from syncapi.applied import Applied
 from syncapi.auth import TokenCache
@@ -86,7 +86,7 @@ class SyncApi:
         self._accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
         self._rooms: Any = query_pb2_grpc.QueryServiceStub(channel_to(config, "roomserver"))
         self._tokens = TokenCache(self._accounts, now_ms)
-        reads = ReadsFollowWrites(user_positions, self._wait_for, lambda: self._window.sequence)
+        reads = ReadsFollowWrites(user_positions, untold, self._wait_for, lambda: self._window.sequence)
         self._engine = SyncEngine(
             self._database,
             self._window,

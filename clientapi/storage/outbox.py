@@ -22,6 +22,7 @@ from servicekit.log.outbox import Outbox, OutboxEntry
 from servicekit.log.relay import OutboxRelay
 from servicekit.log.subjects import partition_of, subject_of
 from servicekit.logging import get_logger
+from servicekit.positions import untold, user_positions
 
 log = get_logger("clientapi.outbox")
 
@@ -106,15 +107,21 @@ class OutboxPublisher:
         self._storage = Outbox(outbox_tables)
         self._relay = OutboxRelay(connection, WRITER, load_missing=self._load_missing)
         self._wake = asyncio.Event()
-        db.on_stored = self._wake.set
+        db.on_stored = self._stored
+
+    def _stored(self) -> None:
+        untold.expect()
+        self._wake.set()
 
     async def run(self) -> None:
         """Publish, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._relay.run())
             while True:
+                mark = untold.mark
                 more = await self._publish_some()
                 if not more:
+                    untold.told(mark)
                     try:
                         async with asyncio.timeout(POLL_S):
                             await self._wake.wait()
@@ -127,7 +134,8 @@ class OutboxPublisher:
         if not entries:
             return False
         try:
-            await self._relay.publish(entries)
+            for item in await self._relay.publish(entries):
+                user_positions.note_told(item.sequence)
         except OwnershipLost as error:  # pragma: no cover - the relay is unfenced
             log.error("outbox_relay_failed", error=str(error))
         published = self._relay.deletable()

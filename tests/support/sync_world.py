@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import live_pb2, output_pb2
 from servicekit.database import Database
-from servicekit.positions import UserPositions
+from servicekit.positions import Untold, UserPositions
 from syncapi.applied import Applied
 from syncapi.auth import Caller
 from syncapi.consumer import Applier
@@ -108,7 +108,7 @@ class SyncWorld:
             self.database,
             self.window,
             self.live,
-            ReadsFollowWrites(self.positions, self._wait_for, lambda: self.window.sequence),
+            ReadsFollowWrites(self.positions, Untold(), self._wait_for, lambda: self.window.sequence),
             lambda: EPOCH,
             cache_seconds=cache_seconds,
         )

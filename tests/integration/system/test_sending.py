@@ -243,3 +243,27 @@ async def persistently(client: MatrixClient, room_id: str, txn_id: str) -> str:
                 if error.status < 500:
                     raise
             await asyncio.sleep(0.1)
+
+
+async def test_settings_and_receipts_are_in_the_next_sync(
+    homeserver: Homeserver, session: aiohttp.ClientSession, unique: Callable[[str], str]
+) -> None:
+    alice, bob = [await homeserver.register(session, unique(name)) for name in ("alice", "bob")]
+    room_id = await alice.create_room(preset="public_chat")
+    await bob.join(room_id)
+    mine = f"/user/{segment(bob.user_id)}"
+    for number in range(10):
+        said = await alice.send(room_id, f"number {number}")
+        since = (await bob.sync())["next_batch"]
+        await bob.put(f"{mine}/account_data/org.example", {"number": number})
+        await bob.put(f"{mine}/rooms/{segment(room_id)}/tags/u.mine", {"order": number / 10})
+        await bob.post(f"/rooms/{segment(room_id)}/receipt/m.read/{segment(said)}")
+        answer = await bob.sync(since)
+        contents = {event["type"]: event["content"] for event in answer["account_data"]["events"]}
+        assert contents["org.example"] == {"number": number}
+        room = answer["rooms"]["join"][room_id]
+        tags = {event["type"]: event["content"] for event in room["account_data"]["events"]}["m.tag"]
+        assert tags["tags"]["u.mine"]["order"] == number / 10
+        (receipt,) = [event for event in room["ephemeral"]["events"] if event["type"] == "m.receipt"]
+        assert bob.user_id in receipt["content"][said]["m.read"]
+        assert room["unread_notifications"]["notification_count"] == 0
