@@ -89,6 +89,11 @@ class EvilPeer:
         # Connections over TLS need a turn of the loop to be gone.
         await asyncio.sleep(0.05)
 
+    async def go_away(self) -> None:
+        """Listen no more: whoever connects is refused."""
+        assert self._runner is not None
+        await self._runner.cleanup()
+
     # -- what it answers -----------------------------------------------------------------------------------
 
     def answer(self, endpoint: str, script: Script) -> None:
