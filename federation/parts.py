@@ -29,6 +29,7 @@ from federation.outbound.client import FederationClient
 from federation.outbound.discovery import Discovery
 from federation.outbound.identity import IdentityServers
 from federation.outbound.transport import Transport
+from federation.policy import PolicySignatures
 from federation.receipt.device_lists import DeviceLists
 from federation.receipt.edus import EduReader
 from federation.receipt.fetcher import Fetcher
@@ -97,15 +98,16 @@ class Parts:
         )
         self.ring = ring = KeyRing(client, database, own, config.federation.key_servers, now_ms)
         self.checker = checker = PduChecker(ring)
+        policy = PolicySignatures(client, rooms)
 
         # -- receiving
         self.teller = teller = Teller(connection, database)
         edus = EduReader(rooms, config.is_local, now_ms, presence_enabled=config.presence.enabled)
         self.device_lists = device_lists = DeviceLists(client, rooms, database, teller, now_ms)
         self.receiver = receiver = TransactionReceiver(
-            database, connection, rooms, checker, edus, submitter, teller, device_lists.wake, now_ms
+            database, connection, rooms, checker, edus, policy, submitter, teller, device_lists.wake, now_ms
         )
-        self.fetcher = fetcher = Fetcher(client, checker, rooms, submitter, database, names, now_ms)
+        self.fetcher = fetcher = Fetcher(client, checker, policy, rooms, submitter, database, names, now_ms)
 
         # -- sending
         self.sender = sender = Sender(client, destinations, database, rooms, names, now_ms)
@@ -122,7 +124,9 @@ class Parts:
 
         # -- joining
         handshake = Handshake(client, own.signing, now_ms)
-        self.joins = joins = Joins(handshake, checker, database, rooms, submitter, rooms.import_parts, now_ms)
+        self.joins = joins = Joins(
+            handshake, checker, policy, database, rooms, submitter, rooms.import_parts, now_ms
+        )
         self.memberships = memberships = RemoteMemberships(
             client, handshake, joins, checker, rooms, submitter, own.signing, now_ms
         )
@@ -139,7 +143,7 @@ class Parts:
             "version": VersionRoutes(config.public_base_url),
             "send": SendRoutes(receiver),
             "memberships": MembershipRoutes(
-                rooms, checker, submitter, database, restricted, own.signing, config.is_local, now_ms
+                rooms, checker, policy, submitter, database, restricted, own.signing, config.is_local, now_ms
             ),
             "invites": InviteRoutes(rooms, checker, submitter, users, own.signing),
             "events": EventRoutes(rooms, users, config.is_local, now_ms),
@@ -153,6 +157,7 @@ class Parts:
         self.servicer = FederationServicer(
             joins,
             memberships,
+            policy,
             history,
             RemoteQueries(client, names),
             IdentityServers(transport),

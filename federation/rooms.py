@@ -1,7 +1,7 @@
 """What we need to know of rooms, asked of the RoomServer, the little that every PDU needs kept in memory.
 
-A `RoomView` (version, ACL, whether we take part) is good until OUTPUT says that the room changed in a way
-that matters; the consumer calls `forget`.
+A `RoomView` (version, ACL, policy server, whether we take part) is good until OUTPUT says that the room changed in
+a way that matters; the consumer calls `forget`.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,7 @@ import grpc.aio
 from arbor.log.v1 import common_pb2
 from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from matrixlib.events import Event, EventFormatError, StateKey, parse_event
+from matrixlib.policy_servers import POLICY_KEY, PolicyServer, policy_server_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from matrixlib.server_acl import ServerAcl
 from servicekit.errors import forbidden, not_found
@@ -23,12 +24,15 @@ QUERY_TIMEOUT_S = 10.0
 LARGE_QUERY_TIMEOUT_S = 120.0
 IMPORT_TIMEOUT_S = 600.0
 ACL_KEY: StateKey = ("m.room.server_acl", "")
+VIEW_KEYS: tuple[StateKey, ...] = (ACL_KEY, POLICY_KEY)
+"""The state that a view is made of."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoomView:
     """What every request about a room needs. `participating`: a local user is joined.
 
+    `policy_server`: the one in use, whose signature every event needs.
     `speaks_as`: of several local server names the one with a user in the room; None: the first, or the only one.
     """
 
@@ -36,6 +40,7 @@ class RoomView:
     version: RoomVersion
     participating: bool
     acl: ServerAcl | None
+    policy_server: PolicyServer | None = None
     speaks_as: str | None = None
 
     def allows(self, server_name: str) -> bool:
@@ -70,38 +75,45 @@ class Rooms:
         self._stub: query_pb2_grpc.QueryServiceAsyncStub = query_pb2_grpc.QueryServiceStub(channel)
         self._admin: query_pb2_grpc.AdminServiceAsyncStub = query_pb2_grpc.AdminServiceStub(channel)
         self._views: OrderedDict[str, RoomView] = OrderedDict()
+        # Rooms whose view is being asked for and which have not changed meanwhile.
+        self._unchanged: set[str] = set()
 
     # -- views ---------------------------------------------------------------------------------------------
 
     def forget(self, room_id: str) -> None:
         """The room changed: ask again."""
         self._views.pop(room_id, None)
+        self._unchanged.discard(room_id)
 
     async def view(self, room_id: str) -> RoomView | None:
         """Return what is known of a room; None: nothing."""
         known = self._views.get(room_id)
         if known is not None:
             return known
-        latest = await self.latest(room_id, [ACL_KEY])
+        self._unchanged.add(room_id)
+        latest = await self.latest(room_id, VIEW_KEYS)
         if latest is None:
+            self._unchanged.discard(room_id)
             return None
+        policy_server = policy_server_of(latest.state.get(POLICY_KEY))
+        several = len(self.local_names) > 1
+        servers: Sequence[str] = ()
+        if latest.participating and (policy_server is not None or several):
+            servers = await self.servers(room_id)
         view = RoomView(
             room_id,
             latest.version,
             latest.participating,
             ServerAcl.of(latest.state.get(ACL_KEY)),
-            await self._speaker(room_id) if latest.participating else None,
+            policy_server if policy_server is not None and policy_server.name in servers else None,
+            next((name for name in self.local_names if name in servers), None) if several else None,
         )
-        self._views[room_id] = view
-        if len(self._views) > MAX_VIEWS:
-            self._views.popitem(last=False)
+        if room_id in self._unchanged:
+            self._unchanged.discard(room_id)
+            self._views[room_id] = view
+            if len(self._views) > MAX_VIEWS:
+                self._views.popitem(last=False)
         return view
-
-    async def _speaker(self, room_id: str) -> str | None:
-        if len(self.local_names) < 2:
-            return None
-        servers = await self.servers(room_id)
-        return next((name for name in self.local_names if name in servers), None)
 
     async def require(self, room_id: str, origin: str) -> RoomView:
         """Return the view of a room that we are in, for a request of `origin`.

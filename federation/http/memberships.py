@@ -16,6 +16,7 @@ from federation.http.countersigning import countersign
 from federation.http.endpoints import Endpoint
 from federation.http.restricted import RestrictedJoins
 from federation.joining.stripped import STRIPPED_TYPES
+from federation.policy import PolicySignatures
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import LatestState, Rooms, RoomView
 from federation.storage.outgoing import note_relayed
@@ -57,6 +58,7 @@ class MembershipRoutes:
         self,
         rooms: Rooms,
         checker: PduChecker,
+        policy: PolicySignatures,
         submitter: Submitter,
         database: Database,
         restricted: RestrictedJoins,
@@ -66,6 +68,7 @@ class MembershipRoutes:
     ) -> None:
         self._rooms = rooms
         self._checker = checker
+        self._policy = policy
         self._submitter = submitter
         self._database = database
         self._restricted = restricted
@@ -215,6 +218,7 @@ class MembershipRoutes:
         if not isinstance(checked, Event):
             raise forbidden(f"The event does not pass the checks: {checked.reason}")
         await self._require_known(checked)
+        checked = await self._policy.of_one(view, checked)
         # First the note, for the sender to find when OUTPUT tells the event: we pass it on to the others.
         await self._database.write(note_relayed, checked.event_id, caller.origin, self._now_ms())
         verdict = await self._submitter.submit(room_id, federation_entry(checked, caller.origin))

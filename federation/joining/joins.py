@@ -15,7 +15,7 @@ later ones find us in the room; a user's own repeated requests wait for the same
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -26,6 +26,7 @@ from federation.clock import NowMs
 from federation.joining.answer import JoinFailed, RoomAtJoin, check_answer, import_id_of, parts_of
 from federation.joining.handshake import Handshake, Prepared, TemplateError, worst_of
 from federation.outbound.errors import RemoteError, RemoteRefused
+from federation.policy import PolicySignatures
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms
 from federation.storage import jobs as storage
@@ -82,6 +83,7 @@ class Joins:
         self,
         handshake: Handshake,
         checker: PduChecker,
+        policy: PolicySignatures,
         database: Database,
         rooms: Rooms,
         submitter: Submitter,
@@ -90,6 +92,7 @@ class Joins:
     ) -> None:
         self._handshake = handshake
         self._checker = checker
+        self._policy = policy
         self._database = database
         self._rooms = rooms
         self._submitter = submitter
@@ -276,6 +279,13 @@ class Joins:
 
     async def _check_and_import(self, job: JoinJob, answer: Mapping[str, Any]) -> Joined:
         room = await check_answer(self._checker, _event_of(job), answer)
+        try:
+            state = [event for event in room.events if event.event_id in room.state_ids]
+            join = await self._policy.of_join(room.join, state, answer.get("event"))
+        except MatrixError as error:
+            await self._database.write(storage.finish_job, job.job_id, str(error))
+            raise
+        room = replace(room, join=join)
         while True:
             try:
                 joined = await self._import(job, room)

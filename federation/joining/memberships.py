@@ -201,7 +201,9 @@ class RemoteMemberships:
         added = signed.pdu.get("signatures", {}).get(destination)
         if not isinstance(added, dict) or not added:
             raise MatrixError("M_UNKNOWN", 502, "The other server did not sign the invite")
-        signatures = {**event.pdu["signatures"], destination: added}
+        # That server's own too, which may have signed as the room's policy server.
+        own = event.pdu["signatures"]
+        signatures = {**own, destination: {**own.get(destination, {}), **added}}
         return parse_event(
             {**event.pdu, "signatures": signatures}, event.room_version, event_id=event.event_id
         )

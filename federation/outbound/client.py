@@ -23,6 +23,7 @@ DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 # Answers that may hold the state of a large room.
 LARGE_MAX_BYTES = 256 * 1024 * 1024
 LARGE_TIMEOUT_S = 180.0
+MAX_RETRY_AFTER_MS = 24 * 3600 * 1000
 # Parsed on a thread from this size on, so that the loop keeps answering.
 _THREAD_BYTES = 256 * 1024
 
@@ -86,6 +87,7 @@ class FederationClient:
         max_bytes: int = DEFAULT_MAX_BYTES,
         ignore_backoff: bool = False,
         count: bool = True,
+        to_ourselves: bool = False,
     ) -> Any:
         """Send a request and return its answer, parsed.
 
@@ -96,12 +98,13 @@ class FederationClient:
             origin: the local server name to speak as; the first one by default.
             ignore_backoff: try also a destination that failed lately.
             count: note success and failure at the gate (the sender counts its own).
+            to_ourselves: the destination may be one of our own names, under which other software may answer, too.
 
         Raises:
             RemoteError: see `federation.outbound.errors`.
         """
         origin = origin or self._default_origin
-        if destination in self._keys:
+        if destination in self._keys and not to_ourselves:
             raise Unreachable(destination, "that is this server")
         next_try_ms = 0 if ignore_backoff else self._gate.next_try_ms(destination)
         if next_try_ms:
@@ -186,12 +189,14 @@ def refusal_of(destination: str, response: RawResponse) -> RemoteRefused:
         value = None
     body = value if isinstance(value, dict) else {}
     errcode, message, version = body.get("errcode"), body.get("error"), body.get("room_version")
+    retry_after_ms = body.get("retry_after_ms")
     return RemoteRefused(
         destination,
         response.status,
         errcode if isinstance(errcode, str) and errcode.isascii() and len(errcode) < 100 else "",
         message if isinstance(message, str) else "",
         version if isinstance(version, str) and len(version) <= 32 else "",
+        retry_after_ms if type(retry_after_ms) is int and 0 <= retry_after_ms <= MAX_RETRY_AFTER_MS else None,
     )
 
 

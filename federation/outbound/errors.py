@@ -53,13 +53,20 @@ class RemoteRefused(RemoteError):
     """An answer other than 2xx. `errcode` is empty when there was none that is a string."""
 
     def __init__(
-        self, destination: str, http_status: int, errcode: str, message: str, room_version: str = ""
+        self,
+        destination: str,
+        http_status: int,
+        errcode: str,
+        message: str,
+        room_version: str = "",
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(destination, f"answered {http_status} {errcode} {message[:_MAX_TEXT]}".rstrip())
         self.http_status = http_status
         self.errcode = errcode
         self.message = message[:_MAX_TEXT]
         self.room_version = room_version
+        self.retry_after_ms = retry_after_ms
 
 
 class BadAnswer(RemoteError):

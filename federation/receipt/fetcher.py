@@ -6,7 +6,8 @@ it waits for. For each of these, here:
 1. `get_missing_events` between our heads and the event, from the server that sent it, then from others;
 2. where a gap remains, the state before the first event after the gap: `state_ids` and the single events that
    we lack, or all of `state` where that is much;
-3. everything goes through the same checks as what comes in transactions, and to the RoomServer through INPUT.
+3. everything goes through the same checks as what comes in transactions, and to the RoomServer through INPUT;
+   the room's policy server is asked for the signatures that new events lack.
 
 What does not come is tried again, with a growing delay, and given up after a day. No room waits for another.
 """
@@ -20,6 +21,7 @@ from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.outbound.client import LARGE_MAX_BYTES, LARGE_TIMEOUT_S, FederationClient, path_of
 from federation.outbound.errors import BadAnswer, RemoteError
+from federation.policy import PolicySignatures
 from federation.receipt.ordering import with_whole_auth
 from federation.receipt.pdu_checks import PduChecker
 from federation.rooms import Rooms, RoomView
@@ -60,6 +62,7 @@ class Fetcher:
         self,
         client: FederationClient,
         checker: PduChecker,
+        policy: PolicySignatures,
         rooms: Rooms,
         submitter: Submitter,
         database: Database,
@@ -68,6 +71,7 @@ class Fetcher:
     ) -> None:
         self._client = client
         self._checker = checker
+        self._policy = policy
         self._rooms = rooms
         self._submitter = submitter
         self._database = database
@@ -238,11 +242,12 @@ class Fetcher:
             found = await self._fetch_events(view, event, unknown, server)
             await self._submit_outliers(view, found, server)
             known |= {found_event.event_id for found_event in found}
+        signed = await self._policy.of_received(view, [event])
         entry = input_pb2.InputEntry(
             submit_events=input_pb2.SubmitEvents(
                 origin=input_pb2.EVENT_ORIGIN_FEDERATION,
                 room_version=view.version.identifier,
-                events=[event_message(event)],
+                events=[event_message(item) for item in signed],
                 origin_server=server,
                 state_before_event_ids=[event_id for event_id in state_ids if event_id in known],
             )
@@ -298,7 +303,8 @@ class Fetcher:
 
     async def _submit(self, view: RoomView, events: Sequence[Event], server: str) -> None:
         if events:
-            entries = [federation_entry(event, server) for event in events]
+            signed = await self._policy.of_received(view, events)
+            entries = [federation_entry(event, server) for event in signed]
             await self._submitter.submit_all(view.room_id, entries)
 
     async def _submit_outliers(self, view: RoomView, events: Iterable[Event], server: str) -> None:

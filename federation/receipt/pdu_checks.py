@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.keys.ring import KeyRing
+from matrixlib import policy_servers
 from matrixlib.events import Event, EventFormatError, parse_event, redact_event
 from matrixlib.hashes import check_content_hash
 from matrixlib.room_versions import RoomVersion
@@ -85,7 +86,7 @@ class PduChecker:
             for name in event_signers(event):
                 server = str(name)
                 ids, times = wanted.setdefault((server, enforce), (set(), set()))
-                ids.update(signing_key_ids(event.pdu, server)[:10])
+                ids.update(_key_ids(event, server)[:10])
                 times.add(event.origin_server_ts)
         found: _Keys = {}
 
@@ -116,6 +117,16 @@ def _parse(pdu: Any, room_version: RoomVersion, room_id: str | None) -> Event | 
     return event
 
 
+def _key_ids(event: Event, server: str) -> list[str]:
+    """The keys with which a server claims to have signed as a server.
+
+    "In particular, the policy server key is not expected to be published and therefore should be skipped at this
+    stage": it is not asked for. Only where there is no other, the server may have given that name to its own key.
+    """
+    ids = signing_key_ids(event.pdu, server)
+    return [key_id for key_id in ids if key_id != policy_servers.KEY_ID] or ids
+
+
 def _verify_all(items: Sequence[Event | Dropped], keys: _Keys) -> list[Event | Dropped]:
     return [_verify(item, keys) for item in items]
 
@@ -128,7 +139,7 @@ def _verify(item: Event | Dropped, keys: _Keys) -> Event | Dropped:
         # "Any unknown keys are ignored", but one known signature of each required server there must be, and
         # every known one must be right.
         known = keys.get((server, item.origin_server_ts), {})
-        checked = [key_id for key_id in signing_key_ids(item.pdu, server) if key_id in known]
+        checked = [key_id for key_id in _key_ids(item, server) if key_id in known]
         if not checked:
             return Dropped(item.event_id, f"no signature of {server} with a known key")
         try:

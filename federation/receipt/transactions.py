@@ -4,14 +4,15 @@
 2. each PDU alone: room known, ACL, format, signatures, hashes;
 3. each EDU alone;
 4. what passed is stored, with the transaction's id: from here on nothing is lost, whatever crashes;
-5. the PDUs go to INPUT, in their order, and the RoomServer judges them;
-6. the answer lists a result for each PDU, and is kept for a repeated transaction.
+5. where a room's policy server has not signed a PDU, it is asked to;
+6. the PDUs go to INPUT, in their order, and the RoomServer judges them;
+7. the answer lists a result for each PDU, and is kept for a repeated transaction.
 
 Transactions of one server are taken one at a time, those of different servers side by side.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import input_pb2
 from federation.clock import NowMs
+from federation.policy import PolicySignatures
 from federation.receipt.edus import EduReader, Heard
 from federation.receipt.pdu_checks import Dropped, PduChecker
 from federation.rooms import Rooms
@@ -31,6 +33,7 @@ from federation.tell import Teller
 from federation.turns import Turns
 from matrixlib.events import Event
 from matrixlib.hashes import hashed_event_id
+from matrixlib.policy_servers import is_exempt
 from matrixlib.room_versions import RoomVersion
 from servicekit import metrics
 from servicekit.database import Database
@@ -72,6 +75,7 @@ class TransactionReceiver:
         rooms: Rooms,
         checker: PduChecker,
         edus: EduReader,
+        policy: PolicySignatures,
         submitter: Submitter,
         teller: Teller,
         on_device_updates: Callable[[], None],
@@ -82,6 +86,7 @@ class TransactionReceiver:
         self._rooms = rooms
         self._checker = checker
         self._edus = edus
+        self._policy = policy
         self._submitter = submitter
         self._teller = teller
         self._on_device_updates = on_device_updates
@@ -186,7 +191,7 @@ class TransactionReceiver:
             # Lost without harm: it is true for a moment only.
             self._connection.publish_callback(subject, message.SerializeToString(), lambda _seq, _error: None)
 
-    # -- steps 5 and 6 -------------------------------------------------------------------------------------
+    # -- steps 5 to 7 --------------------------------------------------------------------------------------
 
     async def _judge_all(self, origin: str, checked: _Sorted) -> list[str]:
         """Have the RoomServer judge; returns the ids of those it did, and adds everybody's result."""
@@ -205,17 +210,38 @@ class TransactionReceiver:
 
     async def judge(self, room_id: str, origin: str, events: Sequence[Event]) -> list[Verdict | None]:
         """Write staged events to INPUT and return the verdicts; None: none came, the events stay staged."""
-        entries = [federation_entry(event, origin) for event in events]
-        try:
-            return await self._submitter.submit_all(room_id, entries, JUDGE_TIMEOUT_S)
-        except MatrixError:
-            return [None] * len(events)
+        verdicts: list[Verdict | None] = []
+        for part in _by_policy(events):
+            if None in verdicts:
+                break  # the order is kept
+            try:
+                view = await self._rooms.view(room_id)
+                signed = part if view is None else await self._policy.of_received(view, part)
+                entries = [federation_entry(event, origin) for event in signed]
+                verdicts += await self._submitter.submit_all(room_id, entries, JUDGE_TIMEOUT_S)
+            except MatrixError:
+                break
+            if is_exempt(part[-1]):
+                self._rooms.forget(room_id)
+        return verdicts + [None] * (len(events) - len(verdicts))
 
     def _finish(
         self, conn: Connection, origin: str, txn_id: str, response: bytes, judged: Sequence[str]
     ) -> None:
         storage.finish_transaction(conn, origin, txn_id, response)
         storage.unstage_pdus(conn, judged)
+
+
+def _by_policy(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Events up to each that changes the room's policy, which those after it are measured by."""
+    part: list[Event] = []
+    for event in events:
+        part.append(event)
+        if is_exempt(event):
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def result_of(verdict: Verdict | None) -> dict[str, str]:

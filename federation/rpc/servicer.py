@@ -1,5 +1,6 @@
 """`FederationService` for the other services here: requests taken apart, answers put together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
@@ -13,6 +14,7 @@ from federation.joining.memberships import RemoteMemberships
 from federation.keys.ring import KeyRing
 from federation.outbound.errors import RemoteError
 from federation.outbound.identity import AddressInvite, IdentityServers
+from federation.policy import PolicySignatures
 from federation.remote_queries import RemoteQueries
 from federation.sender.destinations import Destinations
 from federation.sender.status import DestinationStatus
@@ -21,8 +23,10 @@ from federation.submit import event_message
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.hashes import encode_base64
 from matrixlib.identifiers import is_valid_user_id
+from matrixlib.policy_servers import policy_server_of
 from matrixlib.room_versions import get_room_version
-from servicekit.errors import bad_json, invalid_param
+from servicekit.errors import MatrixError, bad_json, invalid_param
+from servicekit.grpc import detail_of
 
 MAX_JOINS = 200
 _JOIN_STATES = {
@@ -42,6 +46,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self,
         joins: Joins,
         memberships: RemoteMemberships,
+        policy: PolicySignatures,
         history: History,
         queries: RemoteQueries,
         identity: IdentityServers,
@@ -51,6 +56,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     ) -> None:
         self._joins = joins
         self._memberships = memberships
+        self._policy = policy
         self._history = history
         self._queries = queries
         self._identity = identity
@@ -106,6 +112,25 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         if isinstance(found, str):
             return pb.InviteAddressResponse(user_id=found)
         return pb.InviteAddressResponse(token=found.token, content_json=orjson.dumps(found.content))
+
+    async def SignByPolicyServer(  # noqa: N802
+        self, request: pb.SignByPolicyServerRequest, context: Context
+    ) -> pb.SignByPolicyServerResponse:
+        """See the contract."""
+        version = request.room_version
+        server = policy_server_of(_event(request.policy.pdu_json, version, request.policy.event_id))
+        events = [_event(item.pdu_json, version, item.event_id) for item in request.events]
+        results: Sequence[Event | MatrixError] = events
+        if server is not None:
+            results = await self._policy.of_ours(request.room_id, server, events)
+        return pb.SignByPolicyServerResponse(
+            results=[
+                pb.PolicySignature(refusal=detail_of(result))
+                if isinstance(result, MatrixError)
+                else pb.PolicySignature(event=event_message(result))
+                for result in results
+            ]
+        )
 
     async def Backfill(self, request: pb.BackfillRequest, context: Context) -> pb.BackfillResponse:  # noqa: N802
         """See the contract."""

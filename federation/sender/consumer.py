@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from arbor.log.v1 import output_pb2
 from federation.clock import NowMs
+from federation.rooms import VIEW_KEYS
 from federation.storage import fetching, outgoing
 from federation.storage.outgoing import UNKNOWN, OutgoingEvent
 from matrixlib.identifiers import is_valid_user_id, server_name_of
@@ -26,7 +27,7 @@ from servicekit.log.subjects import event_position
 MAX_ROOMS_ALONE = 50_000
 _TOLD_PLACEMENTS = (output_pb2.PLACEMENT_TIMELINE, output_pb2.PLACEMENT_HIDDEN)
 _MEMBER = "m.room.member"
-_ACL = "m.room.server_acl"
+_OF_VIEW = frozenset(event_type for event_type, _ in VIEW_KEYS)
 _CREATE = "m.room.create"
 
 
@@ -49,7 +50,7 @@ class Heard:
     edu_servers: set[str] = field(default_factory=set)
     """Destinations with a new durable EDU; `UNKNOWN`: one whose destinations have to be found."""
     changed_rooms: set[str] = field(default_factory=set)
-    """Rooms whose servers, ACL or our part in them changed."""
+    """Rooms whose servers, ACL, policy or our part in them changed."""
     unknown_rooms: bool = False
     """The servers of some room have to be asked for."""
     missing: bool = False
@@ -105,7 +106,7 @@ class OutputHandler:
             event.participation_began
             or event.servers_joined
             or event.servers_left
-            or any(change.type == _ACL for change in event.state_changes)
+            or _changes_view(event)
             or not self._is_ours(event.sender)
             or self._also(event)
         )
@@ -163,6 +164,9 @@ class OutputHandler:
                 self._room_event(conn, room_id, entry.room_event, position, relayed, heard)
             case "state_rewritten":
                 self._ask_for_servers(conn, room_id, position, heard)
+            case "event_redacted":
+                if _type_of(entry.event_redacted.redacted_pdu_json) in _OF_VIEW:
+                    heard.changed_rooms.add(room_id)
             case "participation_ended":
                 outgoing.note_all_left(conn, room_id, position)
                 fetching.forget_room(conn, room_id)
@@ -220,11 +224,7 @@ class OutputHandler:
                 outgoing.note_joined(conn, room_id, server_name, position)
         for server_name in event.servers_left:
             outgoing.note_left(conn, room_id, server_name, position)
-        if (
-            event.servers_joined
-            or event.servers_left
-            or any(change.type == _ACL for change in event.state_changes)
-        ):
+        if event.servers_joined or event.servers_left or _changes_view(event):
             heard.changed_rooms.add(room_id)
         if self._wanted:
             fetching.forget_wanted(conn, event.event_id)
@@ -324,6 +324,14 @@ class OutputHandler:
 
     def _is_ours(self, user_id: str) -> bool:
         return self._is_local(server_name_of(user_id))
+
+
+def _changes_view(event: output_pb2.RoomEvent) -> bool:
+    return any(change.type in _OF_VIEW for change in event.state_changes)
+
+
+def _type_of(pdu_json: bytes) -> object:
+    return orjson.loads(pdu_json).get("type") if pdu_json else None
 
 
 def _keep(known: set[str], room_id: str) -> None:

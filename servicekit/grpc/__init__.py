@@ -8,7 +8,15 @@ whom.
 
 from servicekit.errors import MatrixError
 from servicekit.grpc.channels import channel_to
-from servicekit.grpc.errors import abort_with, matrix_error_from
+from servicekit.grpc.errors import abort_with, detail_of, error_of, matrix_error_from
 from servicekit.grpc.server import GrpcServer
 
-__all__ = ["GrpcServer", "MatrixError", "abort_with", "channel_to", "matrix_error_from"]
+__all__ = [
+    "GrpcServer",
+    "MatrixError",
+    "abort_with",
+    "channel_to",
+    "detail_of",
+    "error_of",
+    "matrix_error_from",
+]

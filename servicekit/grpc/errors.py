@@ -39,10 +39,9 @@ _CODES: dict[int, grpc.StatusCode] = {
 NOT_OWNER = "ARBOR_NOT_OWNER"
 
 
-def status_of(error: MatrixError) -> tuple[grpc.StatusCode, str, Trailers]:
-    """Return the status code, text and trailing metadata that carry an error."""
-    code = _CODES.get(error.http_status, grpc.StatusCode.FAILED_PRECONDITION)
-    detail = MatrixErrorDetail(
+def detail_of(error: MatrixError) -> MatrixErrorDetail:
+    """Return an error as the contracts have it."""
+    return MatrixErrorDetail(
         errcode=error.errcode,
         http_status=error.http_status,
         message=error.message,
@@ -50,8 +49,25 @@ def status_of(error: MatrixError) -> tuple[grpc.StatusCode, str, Trailers]:
         owner_address=error.owner_address or "",
         extra_json=orjson.dumps(error.extra).decode() if error.extra else "",
     )
+
+
+def error_of(detail: MatrixErrorDetail) -> MatrixError:
+    """Return the error that `detail_of` made this of."""
+    return MatrixError(
+        detail.errcode,
+        detail.http_status,
+        detail.message,
+        detail.retry_after_ms if detail.HasField("retry_after_ms") else None,
+        owner_address=detail.owner_address or None,
+        extra=orjson.loads(detail.extra_json) if detail.extra_json else None,
+    )
+
+
+def status_of(error: MatrixError) -> tuple[grpc.StatusCode, str, Trailers]:
+    """Return the status code, text and trailing metadata that carry an error."""
+    code = _CODES.get(error.http_status, grpc.StatusCode.FAILED_PRECONDITION)
     packed = AnyMessage()
-    packed.Pack(detail)
+    packed.Pack(detail_of(error))
     status = Status(code=code.value[0], message=error.message, details=[packed])
     return code, error.message, ((DETAILS_KEY, status.SerializeToString()),)
 
@@ -69,14 +85,7 @@ def matrix_error_from(error: grpc.aio.AioRpcError) -> MatrixError:
             for packed in Status.FromString(value).details:
                 detail = MatrixErrorDetail()
                 if packed.Unpack(detail):
-                    return MatrixError(
-                        detail.errcode,
-                        detail.http_status,
-                        detail.message,
-                        detail.retry_after_ms if detail.HasField("retry_after_ms") else None,
-                        owner_address=detail.owner_address or None,
-                        extra=orjson.loads(detail.extra_json) if detail.extra_json else None,
-                    )
+                    return error_of(detail)
     if error.code() in (
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -52,6 +52,7 @@ class RoomsInMemory(Rooms):
         """Server name -> ids of events that it may not see."""
         self._is_local = is_local
         self._views = OrderedDict()
+        self._unchanged = set()
 
     async def import_parts(self, parts: AsyncIterator[query_pb2.ImportRequest]) -> None:
         async for part in parts:

@@ -7,6 +7,7 @@ Every call may take as long as the other servers need: give a deadline. A refusa
 error with an errcode fit for a client; M_UNKNOWN_TOKEN and the like of another server never come through.
 """
 
+from arbor.errors.v1 import errors_pb2 as _errors_pb2
 from arbor.log.v1 import common_pb2 as _common_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -337,6 +338,98 @@ class SendInviteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SendInviteResponse: _TypeAlias = SendInviteResponse  # noqa: Y015
+
+@_typing.final
+class SignByPolicyServerRequest(_message.Message):
+    """Asks for the signatures of a room's policy server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_ID_FIELD_NUMBER: _builtins.int
+    ROOM_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    room_id: _builtins.str
+    """The room."""
+    room_version: _builtins.str
+    """The room's version."""
+    @_builtins.property
+    def policy(self) -> _common_pb2.Event:
+        """The `m.room.policy` event of the room's state. Whether its server has a user in the room is looked at here."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]:
+        """The events, signed by us."""
+
+    def __init__(
+        self,
+        *,
+        room_id: _builtins.str = ...,
+        room_version: _builtins.str = ...,
+        policy: _common_pb2.Event | None = ...,
+        events: _abc.Iterable[_common_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "policy", b"policy", "room_id", b"room_id", "room_version", b"room_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignByPolicyServerRequest: _TypeAlias = SignByPolicyServerRequest  # noqa: Y015
+
+@_typing.final
+class SignByPolicyServerResponse(_message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicySignature]:
+        """One for each event, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___PolicySignature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignByPolicyServerResponse: _TypeAlias = SignByPolicyServerResponse  # noqa: Y015
+
+@_typing.final
+class PolicySignature(_message.Message):
+    """An event with the signature that it needs, or why there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _common_pb2.Event:
+        """The event to write to INPUT; its id is the one given. Unset: refused."""
+
+    @_builtins.property
+    def refusal(self) -> _errors_pb2.MatrixErrorDetail:
+        """What the client is told. Unset: the event may go on."""
+
+    def __init__(
+        self,
+        *,
+        event: _common_pb2.Event | None = ...,
+        refusal: _errors_pb2.MatrixErrorDetail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySignature: _TypeAlias = PolicySignature  # noqa: Y015
 
 @_typing.final
 class BackfillRequest(_message.Message):

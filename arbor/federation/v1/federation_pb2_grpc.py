@@ -60,6 +60,11 @@ class FederationServiceStub:
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.SerializeToString,
                 response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.FromString,
                 _registered_method=True)
+        self.SignByPolicyServer = channel.unary_unary(
+                '/arbor.federation.v1.FederationService/SignByPolicyServer',
+                request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerRequest.SerializeToString,
+                response_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerResponse.FromString,
+                _registered_method=True)
         self.Backfill = channel.unary_unary(
                 '/arbor.federation.v1.FederationService/Backfill',
                 request_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.BackfillRequest.SerializeToString,
@@ -156,6 +161,13 @@ class FederationServiceServicer:
 
     def InviteAddress(self, request, context):
         """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignByPolicyServer(self, request, context):
+        """Has the room's policy server sign events that local users made. The caller then writes the signed events to INPUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +284,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.InviteAddress,
                     request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.FromString,
                     response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.SerializeToString,
+            ),
+            'SignByPolicyServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignByPolicyServer,
+                    request_deserializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerRequest.FromString,
+                    response_serializer=arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerResponse.SerializeToString,
             ),
             'Backfill': grpc.unary_unary_rpc_method_handler(
                     servicer.Backfill,
@@ -470,6 +487,33 @@ class FederationService:
             '/arbor.federation.v1.FederationService/InviteAddress',
             arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressRequest.SerializeToString,
             arbor_dot_federation_dot_v1_dot_federation__pb2.InviteAddressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignByPolicyServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arbor.federation.v1.FederationService/SignByPolicyServer',
+            arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerRequest.SerializeToString,
+            arbor_dot_federation_dot_v1_dot_federation__pb2.SignByPolicyServerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class FederationServiceStub:
     """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT."""
     InviteAddress: _grpc.UnaryUnaryMultiCallable[_federation_pb2.InviteAddressRequest, _federation_pb2.InviteAddressResponse]
     """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
+    SignByPolicyServer: _grpc.UnaryUnaryMultiCallable[_federation_pb2.SignByPolicyServerRequest, _federation_pb2.SignByPolicyServerResponse]
+    """Has the room's policy server sign events that local users made. The caller then writes the signed events to INPUT."""
     Backfill: _grpc.UnaryUnaryMultiCallable[_federation_pb2.BackfillRequest, _federation_pb2.BackfillResponse]
     """Fetches older history of a room from other servers, through INPUT."""
     QueryTimestamp: _grpc.UnaryUnaryMultiCallable[_federation_pb2.QueryTimestampRequest, _federation_pb2.QueryTimestampResponse]
@@ -87,6 +89,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Has the invited user's server sign an invite that a local user made. The caller then writes the signed event to INPUT."""
     InviteAddress: _aio.UnaryUnaryMultiCallable[_federation_pb2.InviteAddressRequest, _federation_pb2.InviteAddressResponse]  # type: ignore[assignment]
     """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
+    SignByPolicyServer: _aio.UnaryUnaryMultiCallable[_federation_pb2.SignByPolicyServerRequest, _federation_pb2.SignByPolicyServerResponse]  # type: ignore[assignment]
+    """Has the room's policy server sign events that local users made. The caller then writes the signed events to INPUT."""
     Backfill: _aio.UnaryUnaryMultiCallable[_federation_pb2.BackfillRequest, _federation_pb2.BackfillResponse]  # type: ignore[assignment]
     """Fetches older history of a room from other servers, through INPUT."""
     QueryTimestamp: _aio.UnaryUnaryMultiCallable[_federation_pb2.QueryTimestampRequest, _federation_pb2.QueryTimestampResponse]  # type: ignore[assignment]
@@ -154,6 +158,14 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.InviteAddressResponse, _abc.Awaitable[_federation_pb2.InviteAddressResponse]]:
         """Asks an identity server who has an address; where nobody has, has it keep an invite and tell the address of it."""
+
+    @_abc_1.abstractmethod
+    def SignByPolicyServer(
+        self,
+        request: _federation_pb2.SignByPolicyServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.SignByPolicyServerResponse, _abc.Awaitable[_federation_pb2.SignByPolicyServerResponse]]:
+        """Has the room's policy server sign events that local users made. The caller then writes the signed events to INPUT."""
 
     @_abc_1.abstractmethod
     def Backfill(
