@@ -45,6 +45,7 @@ from clientapi.rooms.building import EventBuilder
 from clientapi.rooms.input_writer import InputWriter
 from clientapi.rooms.parts import Rooms
 from clientapi.rooms.queries import RoomQueries
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.send import RoomSender
 from clientapi.rpc.accounts import AccountsServicer
 from clientapi.storage.outbox import AccountsDatabase, AccountsOutbox, OutboxPublisher
@@ -89,7 +90,7 @@ class ClientApi:
         self._queries = queries = RoomQueries()
         self._writer = writer = InputWriter(queries, self._spawn)
         builder = EventBuilder(load_signing_keys(config), clock)
-        sender = RoomSender(writer, queries, builder, clock, self._spawn)
+        sender = RoomSender(writer, queries, RemoteRooms(config), builder, clock, self._spawn)
         self._rooms = rooms = Rooms(config, db, teller, account_data, sender, clock)
         registration_tokens = RegistrationTokens(db, clock)
         changes = AccountChanges(sessions, teller, clock)

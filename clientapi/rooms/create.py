@@ -28,6 +28,7 @@ from clientapi.storage.invite_permission import load_who_blocks_invites
 from matrixlib.event_auth import Refused, auth_types_for_event, check_event_auth
 from matrixlib.events import Event, StateKey
 from matrixlib.identifiers import server_name_of
+from matrixlib.policy_servers import POLICY_KEY
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
 from matrixlib.room_versions import RoomVersion, get_room_version
 from servicekit.config import Config
@@ -183,7 +184,7 @@ class RoomCreator:
         user_positions.note(room.creator, sequence)
         last = chain.events[-1]
         head = Head(room.room_version, (last.event_id,), last.depth, sequence)
-        head.learn(chain.state, chain.state)
+        head.learn(chain.state, {*chain.state, POLICY_KEY})
         self._sender.lane(room_id).begin(head)
         extra = {"is_direct": True} if room.is_direct else {}
         for invitee in elsewhere:

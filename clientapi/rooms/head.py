@@ -10,6 +10,7 @@ from arbor.log.v1 import input_pb2
 from clientapi.rooms.queries import Latest
 from matrixlib.event_auth import Verdict
 from matrixlib.events import Event, StateKey, parse_event
+from matrixlib.policy_servers import POLICY_KEY, policy_server_of
 from matrixlib.room_versions import RoomVersion
 
 MAX_PREV_EVENTS = 20
@@ -80,7 +81,8 @@ class Head:
         return head
 
     def merge_stale(self, version: RoomVersion, stale: input_pb2.StaleHeads) -> None:
-        """Take the changed auth state of a STALE verdict over."""
+        """Take the changed auth state of a STALE verdict over, with which comes the room's policy if it has one."""
+        self._state[POLICY_KEY] = None
         for item in stale.changed_auth_state:
             event = parse_event(item.pdu_json, version, event_id=item.event_id, verify_size=False)
             self._state[event.key] = event
@@ -95,6 +97,12 @@ class Head:
         for key in asked:
             self._state[key] = state.get(key)
         self._verdicts.clear()
+
+    @property
+    def policy(self) -> Event | None:
+        """The room's `m.room.policy`, if it names a policy server. Every head is to know of it."""
+        policy = self._state.get(POLICY_KEY)
+        return policy if policy_server_of(policy) is not None else None
 
     def missing(self, keys: Iterable[StateKey]) -> list[StateKey]:
         """Return those keys of which nothing is known."""
@@ -122,3 +130,6 @@ class Head:
         if event.state_key is not None:
             self._state[(event.type, event.state_key)] = event
             self._verdicts.clear()
+        policy = self._state.get(POLICY_KEY)
+        if policy is not None and event.redacts == policy.event_id:
+            self._state[POLICY_KEY] = None

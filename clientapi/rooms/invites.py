@@ -1,8 +1,9 @@
 """Inviting users of other servers: built here, signed by their server, written to INPUT.
 
-    view ──► built and signed by us ──► signed by the invited user's server ──► INPUT, where it may fork the room
+    view ──► built and signed by us ──► signed by the room's policy server, if it has one
+         ──► signed by the invited user's server ──► INPUT, where it may fork the room
 
-Asking the other server takes as long as it takes: the room's lane does not wait for it. Others may write
+Asking the other servers takes as long as it takes: the room's lane does not wait for it. Others may write
 meanwhile; the event cannot be built anew, for it was signed as it is.
 """
 
@@ -20,6 +21,7 @@ from clientapi.rooms.send import RoomSender
 from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
 from matrixlib.event_auth import Refused, auth_types_for_event
 from matrixlib.events import StateKey
+from matrixlib.policy_servers import POLICY_KEY
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
 from matrixlib.third_party_invites import third_party_token
 from servicekit.errors import MatrixError, forbidden, unavailable
@@ -58,7 +60,7 @@ class RemoteInvites:
 
     async def _invite(self, user_id: str, room_id: str, target: str, content: Mapping[str, Any]) -> Sent:
         sender_key, target_key = ("m.room.member", user_id), ("m.room.member", target)
-        keys = {*SHOWN, POWER_LEVELS_KEY, sender_key, target_key}
+        keys = {*SHOWN, POLICY_KEY, POWER_LEVELS_KEY, sender_key, target_key}
         token = third_party_token(content)
         if token is not None:
             keys.add(("m.room.third_party_invite", token))
@@ -75,7 +77,10 @@ class RemoteInvites:
         member = latest.state.get(target_key)
         if member is not None and member.membership == "invite" and member.content == content:
             return Sent(member.event_id, 0)
-        event = self._sender.builder.build_on(head, room_id, user_id, draft, auth_state)
+        built = self._sender.builder.build_on(head, room_id, user_id, draft, auth_state)
+        event = (await self._remote.sign_by_policy_server(room_id, head.policy, [built]))[0]
+        if isinstance(event, MatrixError):
+            raise event
         shown = head.select((*SHOWN, sender_key))
         signed = await self._remote.sign_invite(event, list(shown.values()))
         outcome = await self._sender.writer.write_alone(

@@ -4,6 +4,8 @@
                   ▲                  ▲ head: own events not yet judged included   │
                   └──── rebuilt, in order, same transaction keys ◄── STALE ───────┘
 
+Where the room has a policy server it signs each chain before that is written.
+
 Pipelined: the next chain is built on the last one without waiting for its ack or verdict, up to `WINDOW`
 messages.
 
@@ -24,11 +26,13 @@ from clientapi.rooms.building import EventBuilder, check_allowed
 from clientapi.rooms.head import Head
 from clientapi.rooms.input_writer import InputWriter, Outcome, PendingEntry, PendingMessage, Unsettled
 from clientapi.rooms.queries import RoomQueries
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Sent, TransactionKey, Wish
 from clientapi.rooms.turns import CHAIN_MAX_ENTRIES, Patience, Turns
 from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
 from matrixlib.event_auth import Refused, auth_types_for_event
 from matrixlib.events import Event, StateKey
+from matrixlib.policy_servers import POLICY_KEY, is_exempt
 from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
 from servicekit import metrics
 from servicekit.errors import MatrixError, forbidden, unavailable
@@ -41,7 +45,7 @@ WINDOW = 16
 LINGER_S = 0.003
 CHAIN_MAX_BYTES = 600_000
 MAY_FORK_FROM_TRY = 3
-FIRST_KEYS = (CREATE_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
+FIRST_KEYS = (CREATE_KEY, POLICY_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
 
 _rebuilds = metrics.counter("clientapi_rebuilds_total", "Requests built anew because the room had moved on")
 _stale_messages = metrics.counter("clientapi_contentions_total", "Times another writer was quicker in a room")
@@ -63,6 +67,7 @@ class LaneRequest:
         "generation",
         "key",
         "order",
+        "policy",
         "rechecked",
         "stale",
         "wish",
@@ -82,6 +87,8 @@ class LaneRequest:
         self.stale = 0
         self.generation = 0
         self.built: Event | None = None
+        # The room's policy where it was built, which names who must sign it; None: nobody.
+        self.policy: Event | None = None
         self.auth_state: Mapping[StateKey, Event] = {}
 
     def succeed(self, sent: Sent) -> None:
@@ -104,6 +111,7 @@ class RoomLane:
         room_id: str,
         writer: InputWriter,
         queries: RoomQueries,
+        remote: RemoteRooms,
         builder: EventBuilder,
         clock: Clock,
         spawn: Callable[..., object],
@@ -111,6 +119,7 @@ class RoomLane:
         self.room_id = room_id
         self._writer = writer
         self._queries = queries
+        self._remote = remote
         self._builder = builder
         self._clock = clock
         self._spawn = spawn
@@ -265,6 +274,9 @@ class RoomLane:
         return batch
 
     async def _send_chain(self, batch: list[LaneRequest]) -> None:
+        if self._head is not None and self._head.policy is not None:
+            # What is built on an old view would be one event more that the policy server is asked for.
+            self.forget_view()
         had_view = self._head is not None
         try:
             head = await self._load_needed_state(batch)
@@ -277,7 +289,12 @@ class RoomLane:
                 # A room that is not here answers as one that the user is not in.
                 request.fail(forbidden("You are not in this room"))
             return
-        self._build_and_write(batch, head, fresh=not had_view and not head.provisional)
+        built_on = head.extremities
+        chain = self._build(batch, head, fresh=not had_view and not head.provisional)
+        if any(request.policy is not None for request in chain):
+            chain = await self._sign_by_policy_server(chain)
+        if chain:
+            self._write_to_input(chain, built_on)
 
     # -- the steps of the local-send flow, in their order
     # ---------------------------------------------------------
@@ -290,7 +307,7 @@ class RoomLane:
             if head is None:
                 return None
         while True:
-            needed: set[StateKey] = {CREATE_KEY}
+            needed: set[StateKey] = {CREATE_KEY, POLICY_KEY}
             for request in batch:
                 wish = request.wish
                 draft = wish.draft
@@ -346,9 +363,8 @@ class RoomLane:
             if not head.missing(keys):
                 return head
 
-    def _build_and_write(self, batch: list[LaneRequest], head: Head, *, fresh: bool) -> None:
-        """Check each event, build, hash and sign it, and write the chain to INPUT."""
-        built_on = head.extremities
+    def _build(self, batch: list[LaneRequest], head: Head, *, fresh: bool) -> list[LaneRequest]:
+        """Check each event, build, hash and sign it; returns the chain to write."""
         chain: list[LaneRequest] = []
         size = 0
         for index, request in enumerate(batch):
@@ -359,8 +375,7 @@ class RoomLane:
                 assert request.built is not None
                 size += len(request.built.pdu_json)
                 chain.append(request)
-        if chain:
-            self._write_to_input(chain, built_on)
+        return chain
 
     def _check_and_build(self, request: LaneRequest, head: Head, *, fresh: bool) -> bool:
         """Build one request on the head; False if it is answered, or to be asked about again."""
@@ -400,12 +415,54 @@ class RoomLane:
         request.built = event
         request.auth_state = auth_state
         request.generation = self._generation
+        request.policy = None if is_exempt(event) else head.policy
         head.advance(event)
         return True
 
+    async def _sign_by_policy_server(self, chain: list[LaneRequest]) -> list[LaneRequest]:
+        """Have the room's policy server sign; returns what may be written.
+
+        What it refuses is answered with its error, and what is built on that is built anew; so is all of it
+        where the view was void before the answer came.
+        """
+        generation = chain[0].generation
+        self._begin_message(generation)
+        try:
+            signed = await self._signed(chain)
+        except BaseException as error:
+            told = error if isinstance(error, MatrixError) else unavailable()
+            for request in chain:
+                request.fail(told)
+            self._lose_view(chain[0])
+            if isinstance(error, MatrixError):
+                return []
+            raise
+        finally:
+            self._end_message(generation)
+        if generation != self._generation:
+            self._returned += chain
+            return []
+        for index, (request, result) in enumerate(zip(chain, signed, strict=True)):
+            if isinstance(result, MatrixError):
+                request.fail(result)
+                self._lose_view(request)
+                self._returned += chain[index + 1 :]
+                return chain[:index]
+            request.built = result
+        return chain
+
+    async def _signed(self, chain: list[LaneRequest]) -> list[Event | MatrixError]:
+        """Ask for the signatures of a chain, in the middle of which the policy may change."""
+        signed: list[Event | MatrixError] = []
+        for _, group in itertools.groupby(chain, lambda request: request.policy):
+            requests = list(group)
+            events = [request.built for request in requests if request.built is not None]
+            signed += await self._remote.sign_by_policy_server(self.room_id, requests[0].policy, events)
+        return signed
+
     def _write_to_input(self, chain: list[LaneRequest], built_on: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
-        generation = self._generation
+        generation = chain[0].generation
         may_fork = any(request.stale + 1 >= MAY_FORK_FROM_TRY for request in chain)
         if may_fork:
             _forks.inc()
@@ -417,19 +474,25 @@ class RoomLane:
         written_s = loop.time()
 
         def on_settled(message: PendingMessage) -> None:
-            left = self._in_flight[generation] - 1
-            if left:
-                self._in_flight[generation] = left
-            else:
-                del self._in_flight[generation]
+            self._end_message(generation)
             self._turns.settle(loop.time() - written_s, on_present_view=generation == self._generation)
-            self._progress.set()
 
         self._turns.chain_length = len(chain)
-        self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
+        self._begin_message(generation)
         deadline_s = max(request.deadline_s for request in chain)
         message = PendingMessage(self.room_id, entries, deadline_s, on_settled)
         self._writer.publish(message, self._clock(), built_on, may_fork=may_fork)
+
+    def _begin_message(self, generation: int) -> None:
+        self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
+
+    def _end_message(self, generation: int) -> None:
+        left = self._in_flight[generation] - 1
+        if left:
+            self._in_flight[generation] = left
+        else:
+            del self._in_flight[generation]
+        self._progress.set()
 
     # -- verdicts
     # --------------------------------------------------------------------------------------------------
@@ -460,6 +523,13 @@ class RoomLane:
                 request.succeed(Sent(outcome.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_STALE:
                 self._on_stale(request, built, outcome.stale)
+            case input_pb2.VERDICT_CODE_REJECTED if (
+                outcome.rejection.rule == "policy" and not request.rechecked
+            ):
+                # The room has a policy server that nobody knew of when this was built.
+                self._lose_view(request)
+                request.rechecked = True
+                self._again(request)
             case input_pb2.VERDICT_CODE_SOFT_FAILED | input_pb2.VERDICT_CODE_REJECTED:
                 self._lose_view(request)
                 request.fail(error_of_rejection(outcome.rejection))

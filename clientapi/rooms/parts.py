@@ -12,7 +12,6 @@ from clientapi.rooms.membership import Memberships
 from clientapi.rooms.profile_updates import ProfileUpdates
 from clientapi.rooms.public_rooms import PublicRooms
 from clientapi.rooms.redaction import Redactions
-from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.room_tasks import RoomTasks
 from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
@@ -39,7 +38,7 @@ class Rooms:
         self.db = db
         self.teller = teller
         self.sender = sender
-        self.remote = RemoteRooms(config)
+        self.remote = sender.remote
         self.successors = Successors(db, account_data, sender)
         self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)

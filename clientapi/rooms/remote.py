@@ -19,7 +19,7 @@ from matrixlib.events import Event, parse_event
 from matrixlib.identifiers import is_valid_server_name
 from servicekit.config import Config
 from servicekit.errors import MatrixError, not_found
-from servicekit.grpc import channel_to, matrix_error_from
+from servicekit.grpc import channel_to, error_of, matrix_error_from
 from servicekit.logging import get_logger
 
 log = get_logger("clientapi.rooms")
@@ -28,6 +28,8 @@ JOIN_TIMEOUT_S: Final = 120.0
 LEAVE_TIMEOUT_S: Final = 60.0
 KNOCK_TIMEOUT_S: Final = 60.0
 INVITE_TIMEOUT_S: Final = 45.0
+# Less than the time that a lane's request has in all.
+POLICY_TIMEOUT_S: Final = 12.0
 QUERY_TIMEOUT_S: Final = 25.0
 PROFILE_TIMEOUT_S: Final = 12.0
 # Questions to other servers that are under way; whoever needs no token to ask can hold up no more than these.
@@ -123,6 +125,37 @@ class RemoteRooms:
         answer = await self._ask(lambda stub: stub.InviteAddress, request, QUERY_TIMEOUT_S)
         return answer.user_id, answer.token, orjson.loads(answer.content_json or b"{}")
 
+    async def sign_by_policy_server(
+        self, room_id: str, policy: Event | None, events: Sequence[Event]
+    ) -> list[Event | MatrixError]:
+        """Return our events with the signatures that they need of the room's policy server, or its refusals.
+
+        Args:
+            policy: the room's `m.room.policy`; None: it has none that names a policy server.
+
+        Raises:
+            MatrixError: 503, nobody could be asked.
+        """
+        if policy is None or not self.enabled:
+            return list(events)
+        request = pb.SignByPolicyServerRequest(
+            room_id=room_id,
+            room_version=policy.room_version.identifier,
+            policy=_event_message(policy),
+            events=[_event_message(event) for event in events],
+        )
+        answer = await self._call(
+            lambda stub: stub.SignByPolicyServer, request, POLICY_TIMEOUT_S, wait_for_ready=True
+        )
+        return [
+            error_of(result.refusal)
+            if result.HasField("refusal")
+            else parse_event(
+                result.event.pdu_json, event.room_version, event_id=event.event_id, verify_size=False
+            )
+            for event, result in zip(events, answer.results, strict=True)
+        ]
+
     async def resolve_alias(self, alias: str) -> tuple[str, list[str]]:
         """Return (room id, servers in it) of another server's alias. Raises MatrixError M_NOT_FOUND, 502."""
         request = pb.ResolveAliasRequest(room_alias=alias)
@@ -168,15 +201,22 @@ class RemoteRooms:
         finally:
             self._queries -= 1
 
-    async def _call(self, method: Callable[[Any], Any], request: Any, timeout_s: float) -> Any:
+    async def _call(
+        self,
+        method: Callable[[Any], Any],
+        request: Any,
+        timeout_s: float,
+        *,
+        wait_for_ready: bool = False,
+    ) -> Any:
         if not self.enabled:
             raise not_found("This server does not speak to other servers")
         if self._channel is None:
             self._channel = channel_to(self._config, "federation", caller="clientapi")
         stub: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
         try:
-            # Not waited for if it is not there: the answer is quick, and honest.
-            return await method(stub)(request, timeout=timeout_s, wait_for_ready=False)
+            # If it is not there, most do not wait for it: the answer is quick, and honest.
+            return await method(stub)(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
         except grpc.aio.AioRpcError as error:
             told = matrix_error_from(error)
             if told.http_status == 401 or told.errcode in ("M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"):

@@ -5,8 +5,9 @@
    `RoomLane`:
    work out which state is needed to authorise the event (`_load_needed_state`); take it from the lane's
    head, or query it and the latest events from the RoomServer (`_load_state`); check that the room exists
-   and the event is allowed (`_check_and_build`, `check_allowed`); build, hash, sign (`EventBuilder`); write
-   to INPUT (`_write_to_input`); await the verdict (`settle`).
+   and the event is allowed (`_check_and_build`, `check_allowed`); build, hash, sign (`EventBuilder`); have the
+   room's policy server sign, if it has one (`_sign_by_policy_server`); write to INPUT (`_write_to_input`);
+   await the verdict (`settle`).
 2. and 3. are the RoomServer's and the readers'.
 
 What was accepted goes on when the client is gone: a lane works for the service, not for the request.
@@ -23,6 +24,7 @@ from clientapi.rooms.head import Head
 from clientapi.rooms.input_writer import InputWriter
 from clientapi.rooms.lane import RoomLane
 from clientapi.rooms.queries import RoomQueries
+from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import Draft, Sent, TransactionKey, Wish
 from matrixlib.events import Event, StateKey
 from servicekit import metrics
@@ -43,6 +45,7 @@ class RoomSender:
     Args:
         writer: writes to INPUT.
         queries: to the RoomServer.
+        remote: what other servers are asked through.
         builder: builds and signs.
         clock: the time.
         spawn: starts a task in the service's task group.
@@ -52,12 +55,14 @@ class RoomSender:
         self,
         writer: InputWriter,
         queries: RoomQueries,
+        remote: RemoteRooms,
         builder: EventBuilder,
         clock: Clock,
         spawn: Callable[..., object],
     ) -> None:
         self.writer = writer
         self.queries = queries
+        self.remote = remote
         self.builder = builder
         self.clock = clock
         self.spawn = spawn
@@ -154,7 +159,9 @@ class RoomSender:
         """Return the lane of a room."""
         lane = self._lanes.get(room_id)
         if lane is None:
-            lane = RoomLane(room_id, self.writer, self.queries, self.builder, self.clock, self.spawn)
+            lane = RoomLane(
+                room_id, self.writer, self.queries, self.remote, self.builder, self.clock, self.spawn
+            )
             self._lanes[room_id] = lane
             if len(self._lanes) > MAX_IDLE_LANES:
                 self._drop_idle_lanes()
