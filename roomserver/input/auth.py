@@ -9,6 +9,7 @@ from arbor.log.v1 import input_pb2
 from matrixlib.event_auth import check_auth_events, check_event_auth, state_types_for
 from matrixlib.events import Event, EventFormatError, EventTooLargeError, StateKey
 from matrixlib.hashes import check_content_hash
+from matrixlib.policy_servers import POLICY_KEY
 from matrixlib.verdicts import Refused
 from roomserver.input.batch import Batch
 from roomserver.rooms import RoomWork
@@ -65,6 +66,7 @@ def keys_needed(event: Event, is_local: bool) -> set[StateKey]:
     """The entries of state that judging and telling an event takes."""
     keys = set(state_types_for(event))
     keys.add(VISIBILITY_KEY)
+    keys.add(POLICY_KEY)
     if event.state_key is not None:
         keys.add((event.type, event.state_key))
         if (

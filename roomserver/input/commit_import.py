@@ -9,7 +9,7 @@ from arbor.log.v1.output_pb2 import Placement
 from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import RoomVersion, get_room_version
-from roomserver.input import apply, auth, federation, gaps, local, snapshots
+from roomserver.input import apply, auth, federation, gaps, local, policy, snapshots
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -170,7 +170,7 @@ def _apply_join(batch: Batch, work: RoomWork, join: Event, before: int) -> Event
     refusal = None
     if not found.missing:
         refusal = auth.check_at_auth_events(batch, join, found)
-    refusal = refusal or auth.check_at_state(join, state)
+    refusal = refusal or auth.check_at_state(join, state) or policy.check(batch, work, join)
     if refusal is not None:
         raise ImportRefused(refusal)
     row = batch.row_of(join.event_id)

@@ -8,6 +8,7 @@
     told it
     auth at the state before  REJECTED, stored with the rule
     auth at the current state SOFT_FAILED, stored, shown to nobody
+    policy server             SOFT_FAILED, if the room has one and it has not signed
     apply                     ACCEPTED
 
 A rejected event is part of the graph and never of a state. What waited for an event is judged when that is
@@ -21,7 +22,19 @@ from arbor.log.v1 import input_pb2
 from arbor.log.v1.output_pb2 import OutputEntry, Placement, RoomMissing
 from matrixlib.events import Event, EventFormatError, parse_event, redact_event
 from roomserver import metrics
-from roomserver.input import apply, auth, gaps, load, local, merge, outputs, redactions, resolution, snapshots
+from roomserver.input import (
+    apply,
+    auth,
+    gaps,
+    load,
+    local,
+    merge,
+    outputs,
+    policy,
+    redactions,
+    resolution,
+    snapshots,
+)
 from roomserver.input.auth import AuthEvents, Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -194,13 +207,10 @@ def judge_event(
     if refusal is not None:
         status = REJECTED
         metrics.rejected.inc()
-    elif before != work.row.snapshot_id and placement == Placement.PLACEMENT_TIMELINE:
-        keys = auth.keys_needed(event, is_local=True)
-        current = {key: entry.event for key, entry in batch.entries(work, keys).items()}
-        refusal = auth.check_at_state(event, current)
+    elif placement == Placement.PLACEMENT_TIMELINE:
+        refusal = _check_at_current_state(batch, work, event, before) or policy.check(batch, work, event)
         if refusal is not None:
             status = SOFT_FAILED
-            refusal = refusal._replace(snapshot_id=work.row.snapshot_id)
             metrics.soft_failed.inc()
     row = _store(batch, work, event, known, status, before, found, prevs, refusal)
     gaps.note_missing(batch, work, row, missing_prev)
@@ -225,6 +235,15 @@ def judge_event(
     if followers:
         gaps.close(batch, work, row, followers)
     return Judged(_CODES[status], row)
+
+
+def _check_at_current_state(batch: Batch, work: RoomWork, event: Event, before: int) -> Refusal | None:
+    if before == work.row.snapshot_id:
+        return None  # judged by it already
+    keys = auth.keys_needed(event, is_local=True)
+    current = {key: entry.event for key, entry in batch.entries(work, keys).items()}
+    refusal = auth.check_at_state(event, current)
+    return refusal._replace(snapshot_id=work.row.snapshot_id) if refusal is not None else None
 
 
 def _store(

@@ -7,6 +7,7 @@ from arbor.log.v1.common_pb2 import StateKey as StateKeyMessage
 from arbor.log.v1.input_pb2 import StaleHeads
 from matrixlib.event_auth import auth_types_for
 from matrixlib.events import Event
+from matrixlib.policy_servers import POLICY_KEY
 from roomserver.input.batch import Batch
 from roomserver.rooms import RoomWork
 
@@ -32,13 +33,16 @@ def first_heads(heads: dict[str, int]) -> list[str]:
 
 
 def stale_heads(batch: Batch, work: RoomWork, events: list[Event]) -> StaleHeads:
-    """What a writer needs to build its events anew: the present heads and the auth state that differs."""
+    """What a writer needs to build its events anew: the present heads, the auth state that differs, the policy."""
     depths = {event_id: head.depth for event_id, head in work.heads.items()}
     stale = StaleHeads(
         forward_extremities=first_heads(depths), depth=min(max(depths.values(), default=0), 2**53 - 1)
     )
+    policy = batch.entries(work, [POLICY_KEY]).get(POLICY_KEY)
+    if policy is not None:
+        stale.changed_auth_state.append(_message_of(policy.event))
     own = {event.event_id for event in events}
-    done = set()
+    done = {POLICY_KEY}
     for event in events:
         cited = set(event.auth_event_ids)
         if cited & own:
@@ -46,9 +50,7 @@ def stale_heads(batch: Batch, work: RoomWork, events: list[Event]) -> StaleHeads
         for key, entry in batch.entries(work, auth_types_for(event)).items():
             if key not in done and entry.event.event_id not in cited:
                 done.add(key)
-                stale.changed_auth_state.append(
-                    EventMessage(event_id=entry.event.event_id, pdu_json=entry.event.pdu_json)
-                )
+                stale.changed_auth_state.append(_message_of(entry.event))
         for key in auth_types_for(event):
             if key in done or work.entry(key) is not None:
                 continue
@@ -56,6 +58,10 @@ def stale_heads(batch: Batch, work: RoomWork, events: list[Event]) -> StaleHeads
                 done.add(key)
                 stale.removed_auth_state.append(StateKeyMessage(type=key[0], state_key=key[1]))
     return stale
+
+
+def _message_of(event: Event) -> EventMessage:
+    return EventMessage(event_id=event.event_id, pdu_json=event.pdu_json)
 
 
 def _key_of(batch: Batch, work: RoomWork, event_id: str) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ events known?               DUPLICATE, or as they were refused then
 room, version, format, ids  REJECTED
 built on the present heads? STALE, unless it may fork
 auth, event by event        REJECTED, the first offender named
+policy server, each event   REJECTED, if the room has one and it has not signed
 apply                       ACCEPTED
 """
 
@@ -15,7 +16,7 @@ from matrixlib.events import Event, EventFormatError, parse_event
 from matrixlib.identifiers import server_name_of
 from matrixlib.room_versions import get_room_version
 from roomserver import metrics
-from roomserver.input import apply, auth, heads, resolution, snapshots
+from roomserver.input import apply, auth, heads, policy, resolution, snapshots
 from roomserver.input.auth import Refusal
 from roomserver.input.batch import Batch
 from roomserver.input.decode import Request
@@ -258,6 +259,7 @@ def _check(batch: Batch, work: RoomWork, event: Event, before: int) -> Refusal |
         # On a fork: what the room has decided since binds our own users at once.
         keys = state_types_for(event)
         refusal = auth.check_at_state(event, snapshots.events_at(batch, work, work.row.snapshot_id, keys))
+    refusal = refusal or policy.check(batch, work, event)
     if refusal is not None:
         return refusal
     if same and before == work.row.snapshot_id:

@@ -11,7 +11,7 @@ from matrixlib.event_builder import build_event, next_depth
 from matrixlib.events import EventFormatError
 from matrixlib.identifiers import server_name_of
 from roomserver import metrics
-from roomserver.input import apply, auth, resolution, snapshots
+from roomserver.input import apply, auth, policy, resolution, snapshots
 from roomserver.input.batch import Batch
 from roomserver.input.heads import first_heads
 from roomserver.rooms import RoomWork
@@ -44,6 +44,8 @@ def merge_heads(batch: Batch, work: RoomWork) -> bool:
     """Make a merge event if the room has too many heads and somebody of ours may send one."""
     if len(work.heads) < MERGE_FROM or not work.row.participating or work.row.quarantined_ms:
         return False
+    if policy.server_in_use(batch, work) is not None:
+        return False  # it would have to sign, and nobody is asked here
     heads = first_heads({event_id: head.depth for event_id, head in work.heads.items()})
     chosen = [work.heads[event_id] for event_id in heads]
     before = resolution.resolve(batch, work, [head.snapshot_after for head in chosen], cause="merge")

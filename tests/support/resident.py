@@ -6,7 +6,8 @@ The room is made by hand and not by `tests.support.rooms`, which keeps the state
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
@@ -14,7 +15,7 @@ import orjson
 from matrixlib.event_builder import build_event
 from matrixlib.events import Event, parse_event
 from matrixlib.identifiers import server_name_of
-from matrixlib.room_versions import ROOM_VERSIONS
+from matrixlib.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.support.evil_peer import Answer, Asked, EvilPeer
 from tests.support.matrix_client import ClientError, MatrixClient
 
@@ -137,8 +138,23 @@ async def join_patiently(client: MatrixClient, room_id: str, via: str, timeout_s
         await asyncio.sleep(0.5)
 
 
+class SomeRoom(Protocol):
+    """What joining a room takes."""
+
+    room_id: str
+    version: RoomVersion
+
+
+@dataclass(slots=True)
+class RoomOf:
+    """A room that is not the peer's."""
+
+    room_id: str
+    version: RoomVersion
+
+
 async def join_through(
-    through: str, peer: EvilPeer, room: ResidentRoom, user_id: str, query: str = ""
+    through: str, peer: EvilPeer, room: SomeRoom, user_id: str, query: str = ""
 ) -> dict[str, Any]:
     """Have a user of another scripted server join by way of a server that is in the room.
 

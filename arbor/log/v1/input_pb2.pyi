@@ -435,7 +435,7 @@ class Rejection(_message.Message):
     EVENT_INDEX_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
-    """The auth rule's number in the room version's specification, or a word: `format`, `size`, `internal`, `unknown_room`, `quarantined`."""
+    """The auth rule's number in the room version's specification, or a word: `format`, `size`, `internal`, `unknown_room`, `quarantined`, `policy`."""
     reason: _builtins.str
     """A sentence for people."""
     errcode: _builtins.str
@@ -483,7 +483,7 @@ class StaleHeads(_message.Message):
     @_builtins.property
     def changed_auth_state(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]:
         """The present state events under the keys that the refused events need for their auth, where they differ from the
-        auth events they carry.
+        auth events they carry; and the room's `m.room.policy` in any case, if it has one.
         """
 
     @_builtins.property
