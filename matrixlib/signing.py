@@ -15,7 +15,7 @@ from typing import Any, Final
 import nacl.bindings
 from nacl.exceptions import CryptoError
 
-from matrixlib.canonical_json import CanonicalJsonError, encode_canonical
+from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, encode_checked
 from matrixlib.events import Event
 from matrixlib.hashes import content_hash, decode_base64, encode_base64
 from matrixlib.identifiers import ServerName, is_valid_user_id, server_name_of
@@ -165,11 +165,7 @@ def sign_event(
 def verify_event_signature(event: Event, server_name: str, key: VerifyKey) -> None:
     """Check that ``server_name`` signed the event with ``key``. Raises ``SignatureError``."""
     signature = _signature_of(event.pdu, server_name, key.key_id)
-    try:
-        message = _signed_bytes(redact_pdu(event.pdu, event.room_version))
-    except CanonicalJsonError as error:
-        raise SignatureError(str(error)) from None
-    verify_bytes(message, signature, key)
+    verify_bytes(_signed_bytes_of(event), signature, key)
 
 
 def verify_event_signatures(event: Event, keys: Mapping[str, Mapping[str, VerifyKey]]) -> None:
@@ -179,10 +175,7 @@ def verify_event_signatures(event: Event, keys: Mapping[str, Mapping[str, Verify
     "If a signature is from an unknown or expired key, it is skipped"; of each server in ``event_signers`` at
     least one must be left, and all that are left must be right.
     """
-    try:
-        message = _signed_bytes(redact_pdu(event.pdu, event.room_version))
-    except CanonicalJsonError as error:
-        raise SignatureError(str(error)) from None
+    message = _signed_bytes_of(event)
     for server in event_signers(event):
         known = keys.get(server, {})
         key_ids = [key_id for key_id in signing_key_ids(event.pdu, server) if key_id in known]
@@ -219,6 +212,16 @@ def _signed_bytes(value: Mapping[str, Any]) -> bytes:
     return encode_canonical(
         {key: item for key, item in value.items() if key not in ("signatures", "unsigned")}
     )
+
+
+def _signed_bytes_of(event: Event) -> bytes:
+    version = event.room_version
+    redacted = redact_pdu(event.pdu, version)
+    redacted.pop("signatures", None)
+    try:
+        return encode_checked(redacted) if version.strict_canonical_json else encode_canonical(redacted)
+    except CanonicalJsonError as error:
+        raise SignatureError(str(error)) from None
 
 
 def _signature_of(value: Mapping[str, Any], name: str, key_id: str) -> bytes:

@@ -147,6 +147,6 @@ def _verify(item: Event | Dropped, keys: _Keys) -> Event | Dropped:
                 verify_event_signature(item, server, known[key_id])
         except SignatureError as error:
             return Dropped(item.event_id, f"signature of {server}: {error}")
-    if not check_content_hash(item.pdu):
+    if not check_content_hash(item.pdu, checked=item.room_version.strict_canonical_json):
         return redact_event(item)
     return item
