@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from roomserver import metrics
 from roomserver.erasure import Eraser
 from roomserver.input.import_pages import Import, Page
-from roomserver.input.judge import Judge
+from roomserver.input.judge import BatchToSplit, Judge
 from roomserver.input.work import Held, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.storage import garbage, partitions
@@ -376,7 +376,14 @@ class Processor:
         self._batches += 1
         everything = not batch.messages or self._batches % ADVANCE_ALL_EVERY == 0
         work = Work(batch.messages, batch.through, batch.epoch, advance_all=everything)
-        committed = await self._commit(work, of_reader=True)
+        try:
+            committed = await self._commit(work, of_reader=True)
+        except BatchToSplit as split:
+            for messages in split.parts:
+                is_last = messages is split.parts[-1]
+                through = batch.through if is_last else messages[-1].sequence
+                await self._process(Batch(messages, through, batch.epoch))
+            return
         if committed is None:
             return
         outcome, published = committed
@@ -424,6 +431,8 @@ class Processor:
         while True:
             try:
                 return await self._database.write(apply, work, self._held)
+            except BatchToSplit:
+                raise
             except (OwnershipLost, StopFollowing):
                 self._judge.failed()
                 raise

@@ -13,6 +13,7 @@ whoever raises again goes to `dead_letter`, its room into quarantine (architectu
 
 import time
 from collections.abc import Callable
+from itertools import groupby
 
 from sqlalchemy import Connection
 
@@ -45,6 +46,14 @@ _ALONE = frozenset({"commit_import", "purge_room", "replay_room"})
 """Kinds that write as they go, each with nothing of others pending."""
 
 
+class BatchToSplit(Exception):
+    """A batch has messages that are to be judged alone: judge its `parts` one after the other."""
+
+    def __init__(self, parts: list[list[LogMessage]]) -> None:
+        super().__init__(f"{len(parts)} parts")
+        self.parts = parts
+
+
 class Judge:
     """See the module. Runs on the writer thread; `held` is its own view of the partitions."""
 
@@ -62,12 +71,20 @@ class Judge:
         Raises:
             OwnershipLost: another owner has a partition.
             StopFollowing: an envelope that must not be skipped.
+            BatchToSplit: nothing is done.
             Exception: one of the entries is bad, or the database is.
         """
         self._pending = []
         started = time.perf_counter()
         requests = self._decode(work, held)
-        if any(request.kind in _ALONE for request in requests):
+        alone = {request.sequence for request in requests if request.kind in _ALONE}
+        if alone and len(work.messages) > 1:
+            # Nobody else's entries are judged one by one on their account.
+            groups = groupby(
+                work.messages, lambda message: message.sequence if message.sequence in alone else 0
+            )
+            raise BatchToSplit([list(group) for _, group in groups])
+        if alone:
             return self.apply_singly(conn, work, held)
         new_held = self._fence(conn, work, held, requests)
         batch = Batch(conn, self.context, self.memory, self._now_ms())
@@ -85,8 +102,9 @@ class Judge:
     def apply_singly(self, conn: Connection, work: Work, held: dict[int, Held]) -> Outcome:
         """Judge a batch entry by entry in savepoints, bad ones into `dead_letter`."""
         self._pending = []
-        self.memory.clear()
         requests = self._decode(work, held)
+        for request in requests:
+            self.memory.rooms.drop(request.room_id)
         total = Outcome([], [], {}, {}, self._fence(conn, work, held, requests), len(requests))
         for request in requests:
             if request.kind == "replay_room":
@@ -165,6 +183,8 @@ class Judge:
             savepoint.rollback()
             return bury(conn, self.context, request, error, held, epoch, self._now_ms())
         savepoint.commit()
+        for nid, _, _ in batch.redactions:
+            self.memory.events.pop(nid)
         return outcome
 
     def import_page(self, conn: Connection, held: dict[int, Held], page: Page) -> ImportJob:

@@ -20,7 +20,7 @@ from matrixlib.events import Event
 from matrixlib.room_versions import get_room_version
 from roomserver.input import import_pages
 from roomserver.input.batch import Context
-from roomserver.input.judge import Judge
+from roomserver.input.judge import BatchToSplit, Judge
 from roomserver.input.work import Held, Outcome, Work
 from roomserver.leases import Leases
 from roomserver.memory import Memory
@@ -108,6 +108,8 @@ class JudgeBench:
         work.done = [(partition, output_no, sequence) for sequence, partition, output_no in self._placed]
         try:
             outcome = self.database.write_sync(self.judge.apply, work, self.held)
+        except BatchToSplit as split:
+            return [verdict for part in split.parts for verdict in self.judge_messages(part)]
         except Exception as error:
             self.judge.failed()
             if type(error).__module__.startswith("servicekit"):

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arbor.log.v1.input_pb2 import CommitImport, InputEntry, PurgeRoom, Verdict, VerdictCode
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.events import Event
+from roomserver.input.decode import Request
 from roomserver.input.import_pages import Page
+from roomserver.input.work import Work
 from roomserver.rpc import graph, reads
 from roomserver.storage import events, garbage, staging
 from roomserver.storage.staging import ImportJob
@@ -289,6 +292,79 @@ def test_a_purge_takes_what_is_staged_too(bench: JudgeBench) -> None:
     assert rows(bench, "event") == rows(bench, "import_page") == 0
     again = room.member(ERIN, "join")
     assert verdict_of(bench, commit(room, again, "two")).rejection.errcode == "M_NOT_FOUND"
+
+
+def test_a_commit_among_others_is_judged_alone_and_they_are_not(
+    bench: JudgeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Room("12")
+    other_id = other.room_id or ""
+    bench.submit(local(other_id, [other.events[i] for i in other.order]))
+    room, state, join = far_room(3)
+    bench.stage("i", room.room_id or "", "11", state)
+    alone: list[str] = []
+    apply_one = bench.judge._apply_one
+
+    def noting(conn: Any, request: Request, *rest: Any) -> Any:
+        alone.append(request.kind)
+        return apply_one(conn, request, *rest)
+
+    monkeypatch.setattr(bench.judge, "_apply_one", noting)
+    said = [other.send(ALICE, "m.room.message", {"body": str(number)}) for number in range(4)]
+    verdicts = bench.submit(
+        local(other_id, said[:1]),
+        local(other_id, said[1:2]),
+        commit(room, join),
+        local(other_id, said[2:3]),
+        local(other_id, said[3:]),
+    )
+    assert {verdict.code for verdict in verdicts} == {CODE.VERDICT_CODE_ACCEPTED}
+    assert len(verdicts) == 5
+    assert alone == ["commit_import"]
+    assert bench.memory.rooms.get(other_id) is not None, "other rooms stay in memory"
+    later = room.send(BOB, "m.room.message", {"body": "after the join"})
+    assert bench.submit(foreign(room.room_id or "", [later]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+
+
+async def test_a_running_server_takes_a_commit_among_others(world: World) -> None:
+    rooms = [Room("12", creator=f"@maker{number}:a.example") for number in range(5)]
+    for made in rooms:
+        await world.submit(local(made.room_id or "", [made.events[i] for i in made.order]))
+    far, state, join = far_room(3)
+
+    async def parts() -> AsyncIterator[query_pb2.ImportRequest]:
+        yield query_pb2.ImportRequest(
+            import_id="i", room_id=far.room_id or "", room_version="11", state=map(message, state), part=1
+        )
+
+    await world.admin.Import(parts())
+    asked = [
+        local(made.room_id or "", [made.send(made.creator, "m.room.message", {"body": str(number)})])
+        for number in range(10)
+        for made in rooms
+    ]
+    asked.insert(25, commit(far, join))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(world.submit(request)) for request in asked]
+    assert {task.result().code for task in tasks} == {CODE.VERDICT_CODE_ACCEPTED}
+
+
+def test_what_is_redacted_alone_leaves_the_memory(bench: JudgeBench) -> None:
+    room = Room("11")
+    room_id = room.room_id or ""
+    bench.submit(local(room_id, [room.events[i] for i in room.order]))
+    topic = room.send(ALICE, "m.room.topic", {"topic": "secret"}, state_key="")
+    bench.submit(local(room_id, [topic]))
+    nid = bench.database.read_sync(events.load_known, [topic.event_id])[topic.event_id]
+    assert bench.memory.events.get(nid) is not None
+    redaction = room.send(ALICE, "m.room.redaction", {"redacts": topic.event_id})
+    work = Work(bench.messages([local(room_id, [redaction])]), bench.sequence, "epoch")
+    bench.held = bench.database.write_sync(bench.judge.apply_singly, work, bench.held).held
+    bench.judge.committed()
+    assert bench.memory.events.get(nid) is None
+    assert bench.submit(local(room_id, [room.send(ALICE, "m.room.message", {"body": "x"})]))[0].code == (
+        CODE.VERDICT_CODE_ACCEPTED
+    )
 
 
 def test_the_auth_chain_of_what_is_not_committed_is_nobodys(bench: JudgeBench) -> None:
