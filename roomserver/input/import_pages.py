@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from arbor.roomserver.v1.query_pb2 import ImportRequest
 from matrixlib.event_auth import check_auth_events, check_event_auth
-from matrixlib.events import Event, EventFormatError, parse_event, redact_event
+from matrixlib.events import Event, EventFormatError, StateKey, parse_event, redact_event
 from matrixlib.room_versions import RoomVersion
 from matrixlib.verdicts import Refused
 from roomserver.input import auth
@@ -43,6 +43,19 @@ class _Known(NamedTuple):
     nid: int
     status: int
     event: Event
+
+
+class _Cited(NamedTuple):
+    """Auth events, as an event is judged by them."""
+
+    nids: tuple[int, ...]
+    events: list[Event]
+    rejected: set[str]
+    state: dict[StateKey, Event]
+
+
+_Citations = dict[tuple[tuple[str, ...], str | None], _Cited]
+"""By what an event cites: most members of a room cite the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +204,7 @@ def _store_events(batch: Batch, job: ImportJob, version: RoomVersion, staged: li
     batch.ensure_keys({item.event.key for item in staged})
     links = {link for item in staged for link in item.event.auth_links}
     here = _load(batch, job, version, links - {item.event.event_id for item in staged})
+    citations: _Citations = {}
     rows: list[EventRow] = []
     bodies: list[tuple[int, bytes]] = []
     state: list[StateEntry] = []
@@ -198,7 +212,7 @@ def _store_events(batch: Batch, job: ImportJob, version: RoomVersion, staged: li
     for event, is_state in staged:
         row = known.get(event.event_id)
         if row is None:
-            row = _judge(batch, job.room_nid, event, here)
+            row = _judge(batch, job.room_nid, event, here, citations)
             if row is None:
                 aside.append(AsideEvent(event.event_id, is_state, event.pdu_json))
                 continue
@@ -226,18 +240,31 @@ def _load(batch: Batch, job: ImportJob, version: RoomVersion, event_ids: Iterabl
     return here
 
 
-def _judge(batch: Batch, room_nid: int, event: Event, here: dict[str, _Known]) -> EventRow | None:
-    """Judge an event by its auth events; None: one of them is missing."""
+def _find_cited(event: Event, here: dict[str, _Known]) -> _Cited | None:
+    """What an event cites; None: some of it is missing."""
     named = [here[event_id] for event_id in event.auth_links if event_id in here]
     if len(named) < len(event.auth_links):
         return None
-    rejected = {item.event.event_id for item in named if item.status == REJECTED}
-    cited = [item.event for item in named if item.event.event_id in event.auth_event_ids]
-    verdict = check_auth_events(event, cited, rejected=rejected)
+    return _Cited(
+        tuple(item.nid for item in named),
+        [item.event for item in named if item.event.event_id in event.auth_event_ids],
+        {item.event.event_id for item in named if item.status == REJECTED},
+        {item.event.key: item.event for item in named if item.event.is_state},
+    )
+
+
+def _judge(
+    batch: Batch, room_nid: int, event: Event, here: dict[str, _Known], citations: _Citations
+) -> EventRow | None:
+    """Judge an event by its auth events; None: one of them is missing."""
+    what = event.auth_event_ids, event.implied_create_event_id
+    cited = citations.get(what) or _find_cited(event, here)
+    if cited is None:
+        return None
+    citations[what] = cited
+    verdict = check_auth_events(event, cited.events, rejected=cited.rejected)
     if not isinstance(verdict, Refused):
-        verdict = check_event_auth(
-            event, {item.event.key: item.event for item in named if item.event.is_state}
-        )
+        verdict = check_event_auth(event, cited.state)
     refused = auth.refusal_of(verdict) if isinstance(verdict, Refused) else None
     return EventRow(
         nid=batch.take_id("event"),
@@ -250,6 +277,6 @@ def _judge(batch: Batch, room_nid: int, event: Event, here: dict[str, _Known]) -
         origin_server_ts=event.origin_server_ts,
         snapshot_before=0,
         snapshot_after=0,
-        auth=tuple(item.nid for item in named),
+        auth=cited.nids,
         rejection=refused.message().SerializeToString() if refused is not None else None,
     )

@@ -80,7 +80,8 @@ def store_keys(conn: Connection, keys: Iterable[tuple[int, StateKey]]) -> dict[S
     In order of the keys, so that two owners never wait for each other crosswise.
     """
     rows = sorted(keys, key=lambda item: item[1])
-    _INSERT.many(conn, [(number, type_, state_key) for number, (type_, state_key) in rows])
+    if _INSERT.many(conn, [(number, type_, state_key) for number, (type_, state_key) in rows]) == len(rows):
+        return {key: number for number, key in rows}
     return load_key_ids(conn, [key for _, key in rows])
 
 
