@@ -13,7 +13,7 @@ from arbor.roomserver.v1 import query_pb2
 from arbor.roomserver.v1.query_pb2_grpc import QueryServiceServicer
 from matrixlib.identifiers import server_name_of
 from roomserver.rpc import explain, exports, graph, reads, state_answers
-from roomserver.storage import events, partitions, snapshots, states, transactions
+from roomserver.storage import partitions, snapshots, states, transactions
 from servicekit.errors import MatrixError, invalid_param, not_found
 from servicekit.grpc.errors import NOT_OWNER
 
@@ -205,14 +205,9 @@ class QueryServicer(QueryServiceServicer):
         position = request.offset
         while position < len(nids) or position == request.offset == 0:
             part = nids[position : position + PART_EVENTS]
-            found = await self._database.read(events.load_full_by_nid, part)
+            found = await self._database.read(state_answers.read_events, part, False)
             position += len(part)
-            yield query_pb2.GetSnapshotResponse(
-                state=[
-                    reads.message_of(found[nid][0].event_id, found[nid][1]) for nid in part if nid in found
-                ],
-                cursor=position,
-            )
+            yield query_pb2.GetSnapshotResponse(state=found, cursor=position)
             if not part:
                 break
 

@@ -106,5 +106,5 @@ def read_events(conn: Connection, nids: list[int], ids_only: bool) -> list[commo
     if ids_only:
         ids = events.load_event_ids(conn, nids)
         return [common_pb2.Event(event_id=ids[nid]) for nid in nids if nid in ids]
-    found = events.load_full_by_nid(conn, nids)
-    return [reads.message_of(found[nid][0].event_id, found[nid][1]) for nid in nids if nid in found]
+    found = events.load_ids_and_bodies(conn, nids)
+    return [reads.message_of(*found[nid]) for nid in nids if nid in found]
