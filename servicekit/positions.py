@@ -2,8 +2,8 @@
 
 The writer notes the position when a verdict comes; a reader in the same process waits until it has applied
 it. What has no verdict (settings, receipts) is committed first and told on OUTPUT a moment later: there the reader
-waits for that, too. Memory only: a restart or another edge knows nothing, which costs at most a read that is some
-milliseconds old.
+waits for that, too. Memory only: another edge knows nothing, which costs at most a read that is some milliseconds
+old. A reader that starts notes the end of the log.
 """
 
 import asyncio

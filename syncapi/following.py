@@ -37,6 +37,18 @@ class OutputHandler:
             applied.sequence = messages[-1].sequence
         return applied
 
+    def skim(self, messages: Sequence[LogMessage]) -> Applied | None:
+        """See `servicekit.log.applying.Delaying`."""
+        return self._applier.hold(messages)
+
+    def write_skimmed(self, conn: Connection) -> None:
+        """See `servicekit.log.applying.Delaying`."""
+        self._applier.write_held(conn)
+
+    def skimmed_written(self) -> None:
+        """See `servicekit.log.applying.Delaying`."""
+        self._applier.held_written()
+
     async def replay(self, ids: Sequence[int]) -> Replayed:
         """Apply dead letters again (`quarantine.replay`)."""
         replayed: Replayed = await self.write(self._replay, ids)

@@ -31,15 +31,22 @@ class ReadsFollowWrites:
         untold: what this process committed and has to tell yet.
         wait_for: of the OUTPUT follower.
         position: says up to which sequence the memory has applied OUTPUT.
+        flush: returns when the database has what the memory has.
     """
 
     def __init__(
-        self, positions: UserPositions, untold: Untold, wait_for: WaitFor, position: Callable[[], int]
+        self,
+        positions: UserPositions,
+        untold: Untold,
+        wait_for: WaitFor,
+        position: Callable[[], int],
+        flush: Callable[[], Awaitable[None]],
     ) -> None:
         self._positions = positions
         self._untold = untold
         self._wait_for = wait_for
         self._position = position
+        self._flush = flush
 
     def last_write(self, user_id: str) -> int:
         """Return the sequence of the user's last write; 0: none known."""
@@ -59,12 +66,14 @@ class ReadsFollowWrites:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run `work(connection, …)` in one snapshot, once nothing is missing after a rebuild.
+        """Run `work(connection, …)` in one snapshot that is not behind the memory, once nothing is missing after
+        a rebuild.
 
         Raises:
             MatrixError: 503, it takes too long.
         """
         deadline_s = time.monotonic() + CATCH_UP_S
+        await self._flush()
         while True:
             try:
                 return await database.read(_caught_up, work, *args, **kwargs)

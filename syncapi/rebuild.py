@@ -202,6 +202,7 @@ async def catch_up(database: Database, applier: Applier, rooms: Any, connection:
         running = group.create_task(follower.run())
         while not await follower.wait_for(floor, 60):
             log.info("catching_up", position=follower.position, through=floor)
+        await follower.flush(60)
         running.cancel()
 
 

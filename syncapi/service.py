@@ -56,6 +56,11 @@ from syncapi.window import Window, load_snapshot
 
 log = get_logger(__name__)
 
+FLUSH_S = 5.0
+"""So long a read waits for what is to be written; one that is a little old is better than none."""
+CRASH_BACKLOG = 2_000
+"""Of OUTPUT that is not applied at the start: a longer one is no crash's, and nobody waits for it."""
+
 
 class SyncApi:
     """The service; see `servicekit.service.protocol`."""
@@ -86,7 +91,9 @@ class SyncApi:
         self._accounts: Any = accounts_pb2_grpc.AccountsServiceStub(channel_to(config, "clientapi"))
         self._rooms: Any = query_pb2_grpc.QueryServiceStub(channel_to(config, "roomserver"))
         self._tokens = TokenCache(self._accounts, now_ms)
-        reads = ReadsFollowWrites(user_positions, untold, self._wait_for, lambda: self._window.sequence)
+        reads = ReadsFollowWrites(
+            user_positions, untold, self._wait_for, lambda: self._window.sequence, self._flush
+        )
         self._engine = SyncEngine(
             self._database,
             self._window,
@@ -147,6 +154,9 @@ class SyncApi:
         self._written_before = None if output is None else output.last_sequence
         self._follower = self._make_follower(self._connection)
         self._window.load(await self._database.read(load_snapshot))
+        if output is not None and output.last_sequence <= self._window.sequence + CRASH_BACKLOG:
+            # What a crash left unwritten, and clients may have seen, is read again before they are answered.
+            user_positions.note_told(output.last_sequence)
 
     async def run(self) -> None:
         """Follow OUTPUT and LIVE until cancelled."""
@@ -163,6 +173,8 @@ class SyncApi:
 
     async def stop(self) -> None:
         """Close the log, then the database."""
+        if self._follower is not None:
+            await self._follower.store_rest()
         if self._connection is not None:
             await self._connection.close()
         await asyncio.to_thread(self._database.close)
@@ -179,10 +191,16 @@ class SyncApi:
         Clients hear of it at once: an empty message moves OUTPUT on, and with it their tokens.
         """
         handler = OutputHandler(self._applier, self._database, self._rooms)
-        replayed = await handler.replay(ids)
+        self._applier.may_hold = False
+        try:
+            await self._flush()
+            replayed = await handler.replay(ids)
+        finally:
+            self._applier.may_hold = True
         if replayed.applied:
             self._window.invalidate()
             self._tokens.clear()
+            await self._flush()
             self._window.load(await self._database.read(load_snapshot))
         if replayed.told_anew and self._connection is not None:
             room_id = replayed.told_anew[0]
@@ -209,7 +227,7 @@ class SyncApi:
         await rebuild_database(
             self._database, self._applier.is_local, self._rooms, self._accounts, self._connection
         )
-        self._applier.forget()
+        self._applier.begin_anew()
         self._follower = self._make_follower(self._connection)
         self._load_anew()
 
@@ -247,6 +265,10 @@ class SyncApi:
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self._follower is not None and await self._follower.wait_for(sequence, timeout_s)
 
+    async def _flush(self) -> None:
+        if self._follower is not None:
+            await self._follower.flush(FLUSH_S)
+
     def _on_committed(self, applied: Applied) -> None:
         self._applier.committed()
         if self._follower is not None and self._follower.epoch:
@@ -259,7 +281,7 @@ class SyncApi:
 
     def _on_loaded(self, position: int) -> None:
         # Somebody else may have written since: a rebuild from the command line, say.
-        self._applier.forget()
+        self._applier.begin_anew()
         if position != self._window.sequence:
             # Results may have been missed: the memory is loaded anew.
             self._load_anew()
@@ -273,6 +295,7 @@ class SyncApi:
         while True:
             await self._reload.wait()
             self._reload.clear()
+            await self._flush()
             self._window.load(await self._database.read(load_snapshot))
 
     async def _follow_live(self) -> None:

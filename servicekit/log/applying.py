@@ -70,6 +70,22 @@ class Skimmer(Protocol[R_co]):
         ...
 
 
+class Delaying(Skimmer[R_co], Protocol[R_co]):
+    """A skimmer that keeps in memory what messages write, so that one unit of work writes it for many."""
+
+    def write_skimmed(self, conn: Connection) -> None:
+        """Write what is kept: the first thing in a unit of work, and again in the next one if that fails.
+
+        Raises:
+            PositionTaken: it does not belong to what the tables hold by now.
+        """
+        ...
+
+    def skimmed_written(self) -> None:
+        """Take note, on the loop, that it is committed."""
+        ...
+
+
 class StoredPosition(Protocol):
     """A place where a position is kept other than `log_position` (the RoomServer's partition rows)."""
 
@@ -149,6 +165,7 @@ class Applier(Generic[R]):
         drop_duplicates: keep each writer's last `output_no` and drop what is not higher.
         on_dead: called with (conn, message, error) in the transaction that stores the dead letter:
         quarantine. now_ms: the clock.
+        write_skimmed: called first in each unit of work (see `Delaying`).
     """
 
     def __init__(
@@ -161,8 +178,10 @@ class Applier(Generic[R]):
         drop_duplicates: bool,
         now_ms: Callable[[], int],
         on_dead: Callable[[Connection, LogMessage, Exception], None] | None = None,
+        write_skimmed: Callable[[Connection], None] | None = None,
     ) -> None:
         self._handler = handler
+        self._write_skimmed = write_skimmed
         self._position = position
         self._tables = tables
         self._stream = stream
@@ -192,6 +211,8 @@ class Applier(Generic[R]):
             Exception: whatever the handler raises; the caller's transaction must roll back.
         """
         self._advance(conn, batch, expected)
+        if self._write_skimmed is not None:
+            self._write_skimmed(conn)
         messages, numbers = self.fresh(batch.messages, stamps)
         results = [self._handler.apply_batch(conn, messages)] if messages else []
         self._store_numbers(conn, {**self.unstored, **numbers}, stamps)
@@ -205,6 +226,8 @@ class Applier(Generic[R]):
         self, conn: Connection, batch: Batch, expected: int, stamps: dict[Stamp, int]
     ) -> Applied[R]:
         """Apply a batch message by message, each in a savepoint; who fails becomes a dead letter.
+
+        Only where nothing that was skimmed is left to write: that would belong in no message's savepoint.
 
         Raises:
             PositionTaken, StopFollowing: as `apply`.

@@ -11,7 +11,9 @@ and later); never (one entry's own fault: dead letter, the others go on; an entr
 
 A handler with a `skim` is asked first whether a batch concerns its database at all. If not, only the position
 in memory moves; it is stored with the next batch, or a second later. A crash before that reads the same
-messages once more, to the same effect.
+messages once more, to the same effect. A handler may skim what does concern its database, too, and keep in
+memory what there is to write (`Delaying`): it is written with the position. Whoever reads the database asks
+for that first (`flush`).
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from servicekit import metrics
 from servicekit.log.applying import (
     Applied,
     Applier,
+    Delaying,
     Handler,
     PositionRow,
     Skimmer,
@@ -62,6 +65,10 @@ _apply_seconds = metrics.histogram(
 _dead_letters = metrics.counter("log_dead_letters", "Messages that could not be applied", _labels)
 _duplicates = metrics.counter("log_duplicates", "Messages dropped because they were applied before", _labels)
 _retries = metrics.counter("log_apply_retries", "Batches tried again because the database failed", _labels)
+
+
+class _SkimmedUnwritable(Exception):
+    """What was skimmed cannot be written: its messages are to be applied one by one."""
 
 
 class WriteDatabase(Protocol):
@@ -112,7 +119,7 @@ class Follower(Generic[R]):
     ) -> None:
         self.stream = stream
         self.position = 0
-        """The last sequence whose effect is committed."""
+        """The last sequence whose effect is committed, or kept by the handler to be written later."""
         self.epoch: str | None = None
         self.running = False
         """Whether the stored position was read and the stream is being followed."""
@@ -128,9 +135,16 @@ class Follower(Generic[R]):
         self._given_up = 0
         self._reader: LogReader | None = None
         self._skimmer: Skimmer[R] | None = cast("Skimmer[R]", handler) if hasattr(handler, "skim") else None
+        self._delaying: Delaying[R] | None = (
+            cast("Delaying[R]", handler) if hasattr(handler, "write_skimmed") else None
+        )
+        # Nothing is skimmed up to there: what was could not be written.
+        self._skim_after = 0
         self._stored = 0
         self._store_now = False
         self._store_timer: asyncio.TimerHandle | None = None
+        # While somebody waits for the next unit of work.
+        self._storing: asyncio.Future[None] | None = None
         self._applier = Applier(
             handler,
             position or PositionRow(tables.position, name or stream),
@@ -139,6 +153,7 @@ class Follower(Generic[R]):
             drop_duplicates=drop_duplicates,
             now_ms=now_ms,
             on_dead=on_dead,
+            write_skimmed=None if self._delaying is None else self._delaying.write_skimmed,
         )
         labels = (connection.service, name or stream)
         self._lag = _lag.labels(*labels)
@@ -187,15 +202,46 @@ class Follower(Generic[R]):
                 if taken >= TAKEN_LIMIT:
                     raise
                 await asyncio.sleep(RETRY_MIN_S * 2**taken)
+            except _SkimmedUnwritable as error:
+                self._skim_after = self.position
+                log.warning("log_skimmed_unwritable", stream=self.stream, error=repr(error.__cause__))
             finally:
                 self.running = False
                 if self._store_timer is not None:
                     self._store_timer.cancel()
                     self._store_timer = None
+                self._note_stored()
                 await batches.aclose()
 
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until the database holds everything up to `position`; False: not within `timeout_s`."""
+        if self._stored >= self.position:
+            return True
+        wanted = self.position
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._stored < wanted:
+                    if self.running and self._reader is not None and self.position >= wanted:
+                        self._store_now = True
+                        self._reader.nudge()
+                    if self._storing is None:
+                        self._storing = asyncio.get_running_loop().create_future()
+                    await asyncio.shield(self._storing)
+        except TimeoutError:
+            pass
+        return self._stored >= wanted
+
+    async def store_rest(self) -> None:
+        """After `run` was cancelled: write what was skimmed. What cannot be written now is read again."""
+        if self.position != self._stored and not self.running and self.epoch is not None:
+            try:
+                await self._apply(Batch([], self.position, self.epoch))
+            except PositionTaken:
+                log.info("log_stopped_while_storing", stream=self.stream)
+
     async def wait_for(self, position: int, timeout_s: float) -> bool:
-        """Wait until the effect of stream sequence `position` is committed; False: not within `timeout_s`.
+        """Wait until the effect of stream sequence `position` is there (see `position`); False: not within
+        `timeout_s`.
 
         The position must be of a message that this follower reads (a filter's skipped ones are passed late).
         """
@@ -220,6 +266,8 @@ class Follower(Generic[R]):
         """Pass over a batch that asks nothing of the database. False: it does."""
         if self._store_now or not batch.messages or batch.epoch != self.epoch:
             return False
+        if batch.through <= self._skim_after:
+            return False
         messages, numbers = self._applier.fresh(batch.messages, self._stamps)
         # A writer's first number makes a row.
         if not numbers.keys() <= self._stamps.keys():
@@ -235,6 +283,7 @@ class Follower(Generic[R]):
             self._store_timer = loop.call_later(STORE_AFTER_S, self._store_soon, self._reader)
         if self._on_committed is not None:
             self._on_committed(result)
+        fault_point("follower.after_skim")
         self._settle()
         return True
 
@@ -252,6 +301,9 @@ class Follower(Generic[R]):
         self._stored = applied.position
         self._store_now = False
         self._applier.unstored = {}
+        if self._delaying is not None:
+            self._delaying.skimmed_written()
+        self._note_stored()
         if batch.messages:
             self._batch_size.observe(len(batch.messages))
             self._apply_seconds.observe(time.perf_counter() - started)
@@ -287,6 +339,8 @@ class Follower(Generic[R]):
                     log.warning("log_batch_waits", stream=self.stream, error=str(error))
                     await asyncio.sleep(delay_s)
                     delay_s = min(delay_s * 2, RETRY_MAX_S)
+                elif self._delaying is not None and self.position != self._stored:
+                    raise _SkimmedUnwritable from error
                 elif apply == self._applier.apply:
                     log.warning(
                         "log_batch_failed",
@@ -299,6 +353,12 @@ class Follower(Generic[R]):
                     raise
             else:
                 return applied
+
+    def _note_stored(self) -> None:
+        """Let those look who wait for the database."""
+        if self._storing is not None:
+            self._storing.set_result(None)
+            self._storing = None
 
     def _settle(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.position:

@@ -1,20 +1,32 @@
 """A batch of OUTPUT messages being applied: what it collects, the rooms it touches, and what is kept after it.
 
-What is written late, at the end of the batch (`Batch.flush`), is looked up in the batch first.
+What is written late, at the end of the batch (`Batch.flush`), is looked up in the batch first. A batch without a
+database can only do what the memory suffices for; its rows are for a later transaction to write.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection
 
 from servicekit.log.errors import StopFollowing
 from syncapi import notifications
-from syncapi.applied import Applied, RoomCounters, UserRoom
+from syncapi.applied import Applied, RoomCounters, ThreadEvent, UserRoom
 from syncapi.storage import accounts, events, members, rooms, state, threads
 
 SnapshotEvents = Mapping[int, Sequence[tuple[str, bytes]]]
+
+
+class NeedsDatabase(Exception):
+    """A batch without a database would have to ask one."""
+
+
+class _NoDatabase:
+    """Stands where a batch's connection would."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NeedsDatabase(name)
 
 
 class SnapshotWanted(StopFollowing):
@@ -81,6 +93,8 @@ class Kept:
         self.push_rules: dict[str, notifications.Ruleset] | None = None
         # Counts rebuilds; None: not known yet.
         self.generation: int | None = None
+        # What a rebuild had from the RoomServer's export need not be taken from the log again.
+        self.rooms_through = 0
         # Rooms of which nothing is applied; None: not loaded yet.
         self.quarantined: frozenset[str] | None = None
 
@@ -92,28 +106,66 @@ class Kept:
         self.quarantined = None
 
 
-class Batch:
-    """One batch being applied: what it has collected so far, and the rooms as it leaves them."""
+@dataclass(slots=True)
+class Rows:
+    """What batches without a database leave to be written."""
 
-    def __init__(self, applier: Kept, connection: Connection, snapshots: SnapshotEvents) -> None:
+    event_rows: events.EventRows = field(default_factory=lambda: events.EventRows([], [], []))
+    rooms: dict[str, RoomCounters] = field(default_factory=dict)
+    user_rooms: dict[tuple[str, str], UserRoom] = field(default_factory=dict)
+    exceptions: list[tuple[str, str, int, int, int]] = field(default_factory=list)
+    threaded: list[ThreadEvent] = field(default_factory=list)
+
+    def add(self, batch: "Batch") -> None:
+        """Take over what a batch collected, in the order of batches."""
+        self.event_rows.add(batch.writer.take())
+        self.rooms |= batch.applied.rooms
+        self.user_rooms |= batch.applied.user_rooms
+        self.exceptions += batch.exceptions
+        self.threaded += batch.applied.threaded
+
+    def write(self, connection: Connection) -> None:
+        """Write all of it."""
+        self.event_rows.write(connection)
+        rooms.store_rooms(connection, self.rooms.values())
+        members.store_user_rooms(connection, self.user_rooms.values())
+        members.store_exceptions(connection, self.exceptions)
+        threads.store_thread_events(connection, self.threaded)
+
+
+class Batch:
+    """One batch being applied: what it has collected so far, and the rooms as it leaves them.
+
+    Args:
+        connection: of the transaction; None: the batch has to do without.
+    """
+
+    def __init__(
+        self, applier: Kept, connection: Connection | None, snapshots: SnapshotEvents | None = None
+    ) -> None:
         self.applier = applier
-        self.connection = connection
-        self.snapshots = snapshots
+        self.connection = cast("Connection", _NoDatabase()) if connection is None else connection
+        self.snapshots = snapshots or {}
         self.applied = Applied()
-        self.writer = events.EventWriter(connection)
-        self.state = state.StateWriter(connection)
+        self.writer = events.EventWriter(self.connection)
+        self.state = state.StateWriter(self.connection)
         self.touched: dict[str, RoomCache] = {}
         self.exceptions: list[tuple[str, str, int, int, int]] = []
+        # The to-device inbox is primary: a rebuild must not deliver again what clients have taken.
+        self.primary_through = 0
+        if connection is not None:
+            self._look_at_markers(connection)
+
+    def _look_at_markers(self, connection: Connection) -> None:
         markers = accounts.load_markers(connection)
+        applier = self.applier
         if applier.generation not in (None, markers.get("generation", 0)):
             # Another process has made the tables anew.
             applier.forget()
             self.applied.rebuilt = True
         applier.generation = markers.get("generation", 0)
-        # The to-device inbox is primary: a rebuild must not deliver again what clients have taken.
-        # What a rebuild had from the RoomServer's export need not be taken from the log again.
+        applier.rooms_through = markers.get("rooms_through", 0)
         self.primary_through = markers.get("primary", 0)
-        self.rooms_through = markers.get("rooms_through", 0)
 
     def room(self, room_id: str, version: str = "") -> RoomCache:
         """Return the room, made when it is new."""
@@ -137,14 +189,16 @@ class Batch:
 
     def flush(self) -> None:
         """Write what was collected."""
-        self.writer.flush()
-        self.state.flush()
-        rooms.store_rooms(self.connection, [room.counters() for room in self.touched.values()])
-        members.store_user_rooms(self.connection, list(self.applied.user_rooms.values()))
-        members.store_exceptions(self.connection, self.exceptions)
-        threads.store_thread_events(self.connection, self.applied.threaded)
+        self.flush_room_parts()
+        self.tell_rooms()
+        rows = Rows()
+        rows.add(self)
+        rows.write(self.connection)
         if self.applied.to_device and self.applied.sequence > self.primary_through:
             accounts.store_marker(self.connection, "primary", self.applied.sequence)
+
+    def tell_rooms(self) -> None:
+        """Add the rooms as the batch leaves them to what it tells."""
         for room_id, room in self.touched.items():
             self.applied.rooms[room_id] = room.counters()
 

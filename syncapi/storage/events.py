@@ -1,7 +1,7 @@
 """Events: stored by the consumer in bulk, read by position, by id, along the timeline and by depth."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -83,21 +83,41 @@ class EventWriter:
 
     def flush(self) -> None:
         """Write what was collected."""
-        run_many(self.connection, _INSERT, list(self._pending.values()))
+        self.take().write(self.connection)
+
+    def take(self) -> "EventRows":
+        """Return what was collected, for the caller to write."""
+        taken = EventRows(list(self._pending.values()), self.members, self.relations)
+        self._pending, self.members, self.relations = {}, [], []
+        return taken
+
+
+class EventRows(NamedTuple):
+    """Rows of events, of members who could see them, and of relations."""
+
+    events: list[tuple[Any, ...]]
+    members: list[tuple[int, str, str]]
+    relations: list[tuple[Any, ...]]
+
+    def add(self, others: "EventRows") -> None:
+        """Take over others' rows."""
+        for mine, theirs in zip(self, others, strict=True):
+            mine.extend(theirs)
+
+    def write(self, connection: Connection) -> None:
+        """Insert them."""
+        run_many(connection, _INSERT, self.events)
         run_many(
-            self.connection,
+            connection,
             "INSERT INTO event_member (position, user_id, membership) VALUES (?,?,?) ON CONFLICT DO NOTHING",
             self.members,
         )
         run_many(
-            self.connection,
+            connection,
             "INSERT INTO relation (child_position, child_id, room_id, parent_id, rel_type, type, sender)"
             " VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
             self.relations,
         )
-        self._pending.clear()
-        self.members.clear()
-        self.relations.clear()
 
 
 def load_event(connection: Connection, event_id: str) -> StoredEvent | None:

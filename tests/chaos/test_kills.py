@@ -133,9 +133,10 @@ FAULTS = {
     "relay.before_publish": 40,
     # between the publish and the deletion from the outbox
     "relay.after_publish": 40,
-    # in the edge, around the commit of what its services, three of them, read from OUTPUT
-    "follower.before_commit": 120,
-    "follower.after_commit": 120,
+    # in the edge, around the commit of what its services read from OUTPUT, and where it is told before that
+    "follower.before_commit": 30,
+    "follower.after_commit": 30,
+    "follower.after_skim": 100,
 }
 
 

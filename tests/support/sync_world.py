@@ -76,6 +76,7 @@ class SyncWorld:
     Args:
         url: an empty database.
         use_window: whether answers may come from memory.
+        holds: whether rows that need nothing of the database wait for a later transaction.
         cache_seconds: how long answers are kept for repeated requests.
     """
 
@@ -84,6 +85,7 @@ class SyncWorld:
         url: str,
         *,
         use_window: bool = True,
+        holds: bool = False,
         cache_seconds: float = 0,
     ) -> None:
         file = Path(url.removeprefix("sqlite:///"))
@@ -100,15 +102,20 @@ class SyncWorld:
         self.live = Live()
         self.live.begin("l1")
         self.sequence = 0
+        self.unwritten = 0
+        """Batches that are held."""
         self.messages: list[Envelope] = []
         self.held: list[output_pb2.OutputMessage] | None = None
         self.use_window = use_window
+        self.applier.may_hold = holds
         self.positions = UserPositions()
         self.engine = SyncEngine(
             self.database,
             self.window,
             self.live,
-            ReadsFollowWrites(self.positions, Untold(), self._wait_for, lambda: self.window.sequence),
+            ReadsFollowWrites(
+                self.positions, Untold(), self._wait_for, lambda: self.window.sequence, self.flush
+            ),
             lambda: EPOCH,
             cache_seconds=cache_seconds,
         )
@@ -119,12 +126,30 @@ class SyncWorld:
     async def _wait_for(self, sequence: int, timeout_s: float) -> bool:
         return self.window.sequence >= sequence
 
+    async def flush(self) -> None:
+        """Write what is held."""
+        self.write_held()
+
+    def write_held(self) -> None:
+        """Write what is held."""
+
+        def work(connection: Connection) -> None:
+            self.applier.write_held(connection)
+            _store_position(connection, self.sequence)
+
+        if self.unwritten:
+            self.database.write_sync(work)
+            self.applier.held_written()
+            self.unwritten = 0
+
     def load_window(self) -> None:
         """Load the memory from the database, as at start."""
+        self.write_held()
         self.window.load(self.database.read_sync(load_snapshot))
 
     def close(self) -> None:
         """Close the database."""
+        self.write_held()
         self.database.close()
 
     # -- writing
@@ -175,18 +200,31 @@ class SyncWorld:
     def apply(self, envelopes: list[Envelope]) -> Applied:
         """Apply messages that have their sequence already."""
 
+        held = self.applier.hold(envelopes)
+        if held is not None:
+            self.unwritten += 1
+            self._tell(held)
+            return held
+
         def work(connection: Connection) -> Applied:
+            self.applier.write_held(connection)
+            self.applier.load_quarantined(connection)
             applied = self.applier.apply(connection, envelopes)
             _store_position(connection, max(envelope.sequence for envelope in envelopes))
             return applied
 
         applied = self.database.write_sync(work)
+        self.applier.held_written()
+        self.unwritten = 0
         self.applier.committed()
+        self._tell(applied)
+        return applied
+
+    def _tell(self, applied: Applied) -> None:
         if self.use_window:
             self.window.apply(applied)
         else:
             self.load_window()
-        return applied
 
     def user_entry(self, user: str, **kind: Any) -> int:
         """Put an entry about a user."""
@@ -253,6 +291,7 @@ class SyncWorld:
         filter_: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return a page of `/messages`."""
+        self.write_held()
         event_filter = parse_filter({"room": {"timeline": filter_ or {}}}).timeline
         page = messages_http.Page(room_id, backwards, start, to, limit, event_filter)
         answer: dict[str, Any] = orjson.loads(
@@ -275,6 +314,7 @@ class SyncWorld:
 
     def members(self, user: str, room_id: str, at: str | None = None) -> dict[str, str]:
         """Return what `/members` says: user -> membership."""
+        self.write_held()
         answer = orjson.loads(
             self.database.read_sync(members_http.load_members, self.caller(user), room_id, at, None, None)
         )
@@ -282,6 +322,7 @@ class SyncWorld:
 
     def event(self, user: str, room_id: str, event_id: str) -> dict[str, Any]:
         """Return what `/event` says."""
+        self.write_held()
         answer: dict[str, Any] = orjson.loads(
             self.database.read_sync(event_http.load_one, self.caller(user), room_id, event_id)
         )

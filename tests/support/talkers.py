@@ -3,7 +3,7 @@
 Each talker sends numbered messages, one after the other, into rooms that all share. A send that fails in a
 way that says nothing about its fate (no connection, a time-out, a 5xx, a 429) is repeated with the same
 transaction id until the server acknowledges it; any other answer is an error. At the same time each talker
-follows `/sync`.
+follows `/sync`, and one looks into a room's history again and again.
 
 `Talkers.verify()` then holds the promises against what the server shows: every acknowledged event is in
 `/messages` once, no message stands there twice, nobody saw an event twice in `/sync`, and no sync token went
@@ -27,6 +27,7 @@ from tests.support.matrix_client import ClientError, MatrixClient
 
 ATTEMPT_TIMEOUT_S = 20.0
 RETRY_PAUSE_S = 0.1
+LOOK_BACK_PAUSE_S = 0.02
 SYNC_FILTER = json.dumps({"room": {"timeline": {"limit": 1000}, "state": {"lazy_load_members": True}}})
 TRANSIENT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
@@ -108,6 +109,7 @@ class Talkers:
         self._stopping, self._target = False, messages_each
         async with asyncio.TaskGroup() as group:
             followers = [group.create_task(self._follow(talker)) for talker in self.talkers]
+            followers.append(group.create_task(self._look_back(self.talkers[0])))
             for talker in self.talkers:
                 await talker.ready.wait()
             senders = [group.create_task(self._talk(talker)) for talker in self.talkers]
@@ -201,6 +203,19 @@ class Talkers:
             talker.ready.set()
             async with talker.synced:
                 talker.synced.notify_all()
+
+    async def _look_back(self, talker: Talker) -> None:
+        """Read from the database, which has to be written for that."""
+        while True:
+            try:
+                async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                    await talker.client.messages(self.rooms[0], "b", 10)
+            except TRANSIENT:
+                pass
+            except ClientError as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(LOOK_BACK_PAUSE_S)
 
     @staticmethod
     def _note_token(talker: Talker, old: str | None, new: str) -> None:

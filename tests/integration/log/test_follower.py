@@ -299,6 +299,119 @@ async def test_what_asks_nothing_of_the_database_is_passed_over(
     assert [row[2] for row in rows if row[1] == "!loud:x"] == [1, 5]
 
 
+class DelayingHandler(toy.ToyHandler):
+    """Keeps entries that say `later` and writes them with the next unit of work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[LogMessage] = []
+        self.broken = False
+
+    def skim(self, messages: Sequence[LogMessage]) -> list[int] | None:
+        decoded = [orjson.loads(message.data) for message in messages]
+        if not all("later" in entry for entry in decoded):
+            return None
+        self.kept += messages
+        return [entry["n"] for entry in decoded]
+
+    def write_skimmed(self, conn: Connection) -> None:
+        if self.kept:
+            super().apply_batch(conn, self.kept)
+            if self.broken:
+                raise RuntimeError("what was kept is not right")
+
+    def skimmed_written(self) -> None:
+        self.kept = []
+
+
+async def test_what_is_written_later_is_written_in_order_and_when_asked_for(
+    connect: Connect, database: Database
+) -> None:
+    room, follower_connection = await connect("roomserver"), await connect("syncapi")
+
+    async def stored() -> list[int]:
+        return [row[2] for row in (await database.read(toy.contents))["entries"]]
+
+    handler, results = DelayingHandler(), []
+    follower = make(follower_connection, database, handler, on_committed=results.extend)
+    async with following(follower):
+        for n, more in enumerate([{}, {"later": 1}, {"later": 1}]):
+            await room.publish(OUT, toy.toy_entry("!a:x", n, **more))
+        assert await follower.wait_for(3, 10)
+        assert results == [0, 1, 2]
+        assert all(await asyncio.gather(*(follower.flush(10) for _ in range(3))))
+        assert await stored() == [0, 1, 2]
+        # With what comes next, before it.
+        await room.publish(OUT, toy.toy_entry("!a:x", 3, later=1))
+        assert await follower.wait_for(4, 10)
+        await room.publish(OUT, toy.toy_entry("!a:x", 4))
+        assert await follower.wait_for(5, 10)
+        assert await stored() == [0, 1, 2, 3, 4] == results
+        # And by itself after a while.
+        await room.publish(OUT, toy.toy_entry("!a:x", 5, later=1))
+        assert await follower.wait_for(6, 10)
+        async with asyncio.timeout(10):
+            while await stored() != [0, 1, 2, 3, 4, 5]:
+                await asyncio.sleep(0.02)
+    assert not handler.kept
+
+
+async def test_what_was_to_be_written_later_is_read_again_after_a_crash(
+    connect: Connect, sqlite_database: Database
+) -> None:
+    room, follower_connection = await connect("roomserver"), await connect("syncapi")
+    async with following(make(follower_connection, sqlite_database, DelayingHandler())) as crashed:
+        await room.publish(OUT, toy.toy_entry("!a:x", 0))
+        assert await crashed.wait_for(1, 10)
+        await room.publish(OUT, toy.toy_entry("!a:x", 1, later=1))
+        assert await crashed.wait_for(2, 10)
+    stopped = make(follower_connection, sqlite_database, DelayingHandler())
+    async with following(stopped):
+        assert await stopped.wait_for(2, 10)
+        await room.publish(OUT, toy.toy_entry("!a:x", 2, later=1))
+        assert await stopped.wait_for(3, 10)
+    await stopped.store_rest()
+    stored = await sqlite_database.read(toy.contents)
+    assert [row[2] for row in stored["entries"]] == [0, 1, 2]
+    # Somebody else's position is left alone.
+    await crashed.store_rest()
+    assert await sqlite_database.read(toy.contents) == stored
+    handler = DelayingHandler()
+    async with following(make(follower_connection, sqlite_database, handler)) as follower:
+        assert await follower.wait_for(3, 10)
+    assert handler.calls == []
+
+
+async def test_what_cannot_be_written_later_is_applied_one_by_one(
+    connect: Connect, sqlite_database: Database
+) -> None:
+    room, follower_connection = await connect("roomserver"), await connect("syncapi")
+    handler, loaded = DelayingHandler(), []
+
+    def on_loaded(position: int) -> None:
+        loaded.append(position)
+        handler.kept = []
+
+    follower = make(follower_connection, sqlite_database, handler, on_loaded=on_loaded)
+    async with following(follower):
+        await room.publish(OUT, toy.toy_entry("!a:x", 0))
+        assert await follower.wait_for(1, 10)
+        handler.broken = True
+        for n in (1, 2):
+            await room.publish(OUT, toy.toy_entry("!a:x", n, later=1, fail=n == 1))
+            assert await follower.wait_for(n + 1, 10)
+        assert await follower.flush(10)
+        handler.broken = False
+        await room.publish(OUT, toy.toy_entry("!a:x", 3, later=1))
+        assert await follower.wait_for(4, 10)
+        assert await follower.flush(10)
+    assert loaded == [0, 1]
+    stored = await sqlite_database.read(toy.contents)
+    assert [row[2] for row in stored["entries"]] == [0, 2, 3]
+    letters = await sqlite_database.read(lambda c: c.execute(select(toy.log_tables.dead_letter)).all())
+    assert [letter.sequence for letter in letters] == [2]
+
+
 async def test_nats_killed_while_following(
     nats: NatsProcess, connect: Connect, sqlite_database: Database
 ) -> None:

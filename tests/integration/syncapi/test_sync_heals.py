@@ -81,7 +81,7 @@ async def test_a_position_that_is_too_old(arbor: ArborServer, session: aiohttp.C
     alice, bob, room_id = await talk(session, arbor)
     with closing(sqlite3.connect(arbor.data_dir / "syncapi.db", timeout=30)) as lock:
         lock.execute("BEGIN IMMEDIATE")  # syncapi cannot apply anything
-        sent = [await alice.send(room_id, "held by syncapi")]
+        sent = [await alice.set_state(room_id, "m.room.topic", {"topic": "held by syncapi"})]
         await arbor.wait_for_restart("nats", arbor.kill("nats"))  # nor has it anything on the way
         sent += [await alice.send(room_id, f"missed {number}") for number in range(20)]
         async with operator(arbor) as log:
@@ -95,6 +95,47 @@ async def test_a_position_that_is_too_old(arbor: ArborServer, session: aiohttp.C
     await bob.catch_up(after)
     assert [event_id for _, event_id in bob.timeline][-22:] == [*sent, after]
     assert not bob.repeated()
+
+
+@pytest.mark.timeout(120)
+async def test_the_edge_dies_with_messages_told_and_not_yet_stored(
+    arbor: ArborServer, session: aiohttp.ClientSession
+) -> None:
+    alice, bob, room_id = await talk(session, arbor)
+    sent: list[str] = []
+
+    def stored() -> bool:
+        with closing(sqlite3.connect(arbor.data_dir / "syncapi.db", timeout=30)) as connection:
+            return bool(connection.execute("SELECT 1 FROM event WHERE event_id = ?", (sent[-1],)).fetchone())
+
+    for round_ in range(3):
+        sent += [await alice.send(room_id, f"{round_} {number}") for number in range(5)]
+        await bob.catch_up(sent[-1])
+        was_stored = stored()
+        await arbor.wait_for_restart("edge", arbor.kill("edge"))
+        # Nobody is answered from what was stored before.
+        answer = await until_answered(alice)
+        timeline = answer["rooms"]["join"][room_id]["timeline"]["events"]
+        assert timeline[-1]["event_id"] == sent[-1]
+        after = await alice.send(room_id, "after")
+        sent.append(after)
+        await bob.catch_up(after)
+        if not was_stored:
+            break
+    else:
+        raise AssertionError("each time it was stored before the kill")
+    assert [event_id for _, event_id in bob.timeline][-len(sent) :] == sent
+    assert not bob.repeated()
+
+
+async def until_answered(client: MatrixClient) -> dict[str, Any]:
+    """An initial sync, as soon as somebody answers."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await client.sync()
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.timeout(120)

@@ -6,6 +6,10 @@ from servicekit.positions import Untold, UserPositions
 from syncapi.reads import WAIT_S, ReadsFollowWrites
 
 
+async def no_flush() -> None:
+    raise AssertionError("nothing is read")
+
+
 async def test_a_read_waits_for_the_newest_write_of_all() -> None:
     positions, waited = UserPositions(), []
     applied = 3
@@ -14,7 +18,7 @@ async def test_a_read_waits_for_the_newest_write_of_all() -> None:
         waited.append((sequence, timeout_s))
         return True
 
-    reads = ReadsFollowWrites(positions, Untold(), wait_for, lambda: applied)
+    reads = ReadsFollowWrites(positions, Untold(), wait_for, lambda: applied, no_flush)
     await reads.wait()
     positions.note("@alice:here", 3)
     await reads.wait()
@@ -32,7 +36,7 @@ async def test_a_read_waits_until_what_is_committed_is_told() -> None:
         waited.append(sequence)
         return True
 
-    reads = ReadsFollowWrites(positions, untold, wait_for, lambda: 0)
+    reads = ReadsFollowWrites(positions, untold, wait_for, lambda: 0, no_flush)
     untold.expect()
     mark = untold.mark
     async with asyncio.TaskGroup() as group:
