@@ -34,13 +34,14 @@ class RoomTyping:
 
 @dataclass(slots=True)
 class UserPresence:
-    """A user's presence; `sequence` of the last change."""
+    """A user's presence; `sequence` of the last change, `rooms` of a user of another server."""
 
     sequence: int
     presence: str
     status_msg: str | None
     last_active_ms: int
     currently_active: bool
+    rooms: frozenset[str] = frozenset()
 
     def render(self, user_id: str, clock_ms: int) -> bytes:
         """Return the `m.presence` event."""
@@ -95,6 +96,7 @@ class Live:
                 told.status_msg if told.HasField("status_msg") else None,
                 told.last_active_ms,
                 told.currently_active,
+                frozenset(told.room_ids),
             )
             return None, told.user_id
         return None, None

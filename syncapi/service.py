@@ -313,7 +313,7 @@ class SyncApi:
 
     def _wake_for_presence(self, user_id: str) -> None:
         for other, view in self._window.users.items():
-            if view.waiters and shares_room(self._window, user_id, other):
+            if view.waiters and shares_room(self._window, self._live, other, user_id):
                 self._window.wake_user(other)
 
 

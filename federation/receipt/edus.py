@@ -24,6 +24,8 @@ log = get_logger("federation.edus")
 TYPING_MS = 30_000
 MAX_TEXT = 255
 MAX_STATUS = 4096
+# So many of the rooms that a present user is in are told.
+MAX_PRESENCE_ROOMS = 500
 MAX_CONTENT_BYTES = 200 * 1024
 # What one message on the log may hold, well below the 1 MiB that the log takes.
 MAX_MESSAGE_BYTES = 512 * 1024
@@ -191,7 +193,10 @@ class EduReader:
             return
         # Only of users with whom somebody here shares a room.
         shared = await self._rooms.memberships("", list(told), ["join"])
-        for user_id in {item.membership.user_id for item in shared}:
+        rooms: dict[str, list[str]] = {}
+        for item in shared:
+            rooms.setdefault(item.membership.user_id, []).append(item.room_id)
+        for user_id, room_ids in rooms.items():
             entry = told.get(user_id)
             if entry is None or entry.get("presence") not in PRESENCES:
                 continue
@@ -203,6 +208,7 @@ class EduReader:
                 last_active_ms=self._now_ms()
                 - (ago if type(ago) is int and 0 <= ago <= MAX_SAFE_INTEGER else 0),
                 currently_active=entry.get("currently_active") is True,
+                room_ids=room_ids[:MAX_PRESENCE_ROOMS],
             )
             heard.live.append(("live.presence", user_id, live_pb2.LiveMessage(presence=message)))
 

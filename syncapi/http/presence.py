@@ -26,7 +26,7 @@ class PresenceStatus:
         """Return what is known; of who has told nothing, that they are offline."""
         caller = await self._edge.caller(request)
         user_id = request.path_params["user_id"]
-        if user_id != caller.user_id and not shares_room(self._window, caller.user_id, user_id):
+        if user_id != caller.user_id and not shares_room(self._window, self._live, caller.user_id, user_id):
             raise MatrixError("M_FORBIDDEN", 403, "You share no room with this user")
         told = self._live.presence.get(user_id)
         if told is None:

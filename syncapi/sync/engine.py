@@ -202,7 +202,7 @@ class SyncEngine:
             loaded = await self._load(request, reader)
             answer, sequence, inbox = loaded.answer, loaded.sequence, loaded.inbox
             epoch = loaded.epoch or self._output_epoch()
-        answer.presence = presence_events(self._window, self._live, request, reader)
+        answer.presence = presence_events(self._window, self._live, request, reader, answer.changed)
         token = SyncToken(epoch, sequence, self._live.epoch, self._live.sequence, inbox)
         return _Made(answer, token, reader.sent_members)
 

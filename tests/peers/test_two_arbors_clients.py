@@ -91,6 +91,31 @@ async def test_join_by_alias_and_scroll_back_before_the_join(two: Two) -> None:
     await sees(alice, room_id, await bob.send(room_id, "back"))
 
 
+async def test_presence_and_typing_of_the_other_servers_users(two: Two) -> None:
+    alice, bob = two.alice, two.bob
+    room_id = await alice.create_room(preset="public_chat")
+    await bob.post(f"/join/{room_id}?via={two.one.server_name}")
+    await membership(alice, room_id, bob.user_id, "join")
+    status = f"/presence/{bob.user_id}/status"
+    await bob.put(status, {"presence": "online", "status_msg": "here"})
+
+    async def look() -> dict[str, Any] | None:
+        events = (await alice.sync()).get("presence", {}).get("events", [])
+        return next((event["content"] for event in events if event["sender"] == bob.user_id), None)
+
+    assert (await until(look, "bob is present"))["status_msg"] == "here"
+    assert (await alice.get(status))["presence"] == "online"
+    await bob.put(f"/rooms/{room_id}/typing/{bob.user_id}", {"typing": True, "timeout": 30_000})
+
+    async def typing() -> bool:
+        room = (await alice.sync())["rooms"]["join"][room_id]
+        return any(
+            bob.user_id in event["content"].get("user_ids", ()) for event in room["ephemeral"]["events"]
+        )
+
+    await until(typing, "bob types")
+
+
 async def test_who_joins_after_an_erasure_gets_redacted_copies(two: Two) -> None:
     """Erasure: whoever comes later is served without the content, here and on other servers."""
     alice, bob = two.alice, two.bob

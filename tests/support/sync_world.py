@@ -249,6 +249,13 @@ class SyncWorld:
         self.live.apply(self.live.sequence + 1, message.SerializeToString())
         self.window.wake_room(room_id)
 
+    def presence(self, user: str, presence: str, *rooms: str) -> None:
+        """Tell on LIVE who is present; `rooms` of a user of another server."""
+        message = live_pb2.LiveMessage(
+            presence=live_pb2.Presence(user_id=user, presence=presence, room_ids=rooms)
+        )
+        self.live.apply(self.live.sequence + 1, message.SerializeToString())
+
     # -- reading
 
     async def sync(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61rbor/log/v1/live.proto\x12\x0c\x61rbor.log.v1\"i\n\x0bLiveMessage\x12&\n\x06typing\x18\x01 \x01(\x0b\x32\x14.arbor.log.v1.TypingH\x00\x12*\n\x08presence\x18\x02 \x01(\x0b\x32\x16.arbor.log.v1.PresenceH\x00\x42\x06\n\x04kind\"L\n\x06Typing\x12\x0f\n\x07room_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0e\n\x06typing\x18\x03 \x01(\x08\x12\x10\n\x08until_ms\x18\x04 \x01(\x03\"\x87\x01\n\x08Presence\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08presence\x18\x02 \x01(\t\x12\x17\n\nstatus_msg\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x16\n\x0elast_active_ms\x18\x04 \x01(\x03\x12\x18\n\x10\x63urrently_active\x18\x05 \x01(\x08\x42\r\n\x0b_status_msgb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61rbor/log/v1/live.proto\x12\x0c\x61rbor.log.v1\"i\n\x0bLiveMessage\x12&\n\x06typing\x18\x01 \x01(\x0b\x32\x14.arbor.log.v1.TypingH\x00\x12*\n\x08presence\x18\x02 \x01(\x0b\x32\x16.arbor.log.v1.PresenceH\x00\x42\x06\n\x04kind\"L\n\x06Typing\x12\x0f\n\x07room_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0e\n\x06typing\x18\x03 \x01(\x08\x12\x10\n\x08until_ms\x18\x04 \x01(\x03\"\x99\x01\n\x08Presence\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08presence\x18\x02 \x01(\t\x12\x17\n\nstatus_msg\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x16\n\x0elast_active_ms\x18\x04 \x01(\x03\x12\x18\n\x10\x63urrently_active\x18\x05 \x01(\x08\x12\x10\n\x08room_ids\x18\x06 \x03(\tB\r\n\x0b_status_msgb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TYPING']._serialized_start=148
   _globals['_TYPING']._serialized_end=224
   _globals['_PRESENCE']._serialized_start=227
-  _globals['_PRESENCE']._serialized_end=362
+  _globals['_PRESENCE']._serialized_end=380
 # @@protoc_insertion_point(module_scope)

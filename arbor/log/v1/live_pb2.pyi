@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -93,6 +95,7 @@ class Presence(_message.Message):
     STATUS_MSG_FIELD_NUMBER: _builtins.int
     LAST_ACTIVE_MS_FIELD_NUMBER: _builtins.int
     CURRENTLY_ACTIVE_FIELD_NUMBER: _builtins.int
+    ROOM_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user."""
     presence: _builtins.str
@@ -103,6 +106,10 @@ class Presence(_message.Message):
     """When the user was last active, in milliseconds since 1970."""
     currently_active: _builtins.bool
     """The user is active now."""
+    @_builtins.property
+    def room_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a user of another server: the rooms known here that the user is in, some of them where there are very many."""
+
     def __init__(
         self,
         *,
@@ -111,10 +118,11 @@ class Presence(_message.Message):
         status_msg: _builtins.str | None = ...,
         last_active_ms: _builtins.int = ...,
         currently_active: _builtins.bool = ...,
+        room_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_status_msg", b"_status_msg", "status_msg", b"status_msg"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status_msg", b"_status_msg", "currently_active", b"currently_active", "last_active_ms", b"last_active_ms", "presence", b"presence", "status_msg", b"status_msg", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status_msg", b"_status_msg", "currently_active", b"currently_active", "last_active_ms", b"last_active_ms", "presence", b"presence", "room_ids", b"room_ids", "status_msg", b"status_msg", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__status_msg: _TypeAlias = _typing.Literal["status_msg"]  # noqa: Y015
     _WhichOneofArgType__status_msg: _TypeAlias = _typing.Literal["_status_msg", b"_status_msg"]  # noqa: Y015
