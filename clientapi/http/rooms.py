@@ -106,6 +106,7 @@ class RoomEndpoints:
     async def _send_related(
         self, session: Session, room_id: str, draft: Draft, key: TransactionKey | None
     ) -> Response:
+        await self._rooms.thread_roots.check(room_id, draft.content)
         txn_id = "" if key is None else key.txn_id
         annotations = self._rooms.annotations
         kind = await annotations.check(session, room_id, draft.type, draft.content, txn_id)

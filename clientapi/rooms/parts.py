@@ -17,6 +17,7 @@ from clientapi.rooms.send import RoomSender
 from clientapi.rooms.successors import Successors
 from clientapi.rooms.third_party_invites import ThirdPartyInvites
 from clientapi.rooms.third_party_joins import ThirdPartyJoins
+from clientapi.rooms.thread_roots import ThreadRoots
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
 from servicekit.database import Database
@@ -43,6 +44,7 @@ class Rooms:
         self.memberships = Memberships(config, db, teller, sender, self.remote, self.successors, clock)
         self.member_state = MemberState(sender, self.memberships)
         self.annotations = Annotations(db, sender.queries)
+        self.thread_roots = ThreadRoots(sender.queries)
         self.third_party_joins = ThirdPartyJoins(config, db, sender)
         self.guests = Guests(db, sender, self.memberships)
         self.redactions = Redactions(sender)

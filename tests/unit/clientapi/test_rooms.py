@@ -408,6 +408,27 @@ async def test_a_room_with_very_many_bans_is_upgraded(world: World, monkeypatch:
     assert len(successor.extremities) == 1
 
 
+async def test_no_thread_begins_in_a_thread(world: World) -> None:
+    alice = await world.user()
+    path = f"/rooms/{(await make(world, alice)).room_id}/send/m.room.message"
+
+    async def say(txn: str, **relation: Any) -> tuple[int, Any]:
+        return await alice(
+            "PUT", f"{path}/{txn}", {"msgtype": "m.text", "body": txn, "m.relates_to": relation}
+        )
+
+    root = (await alice.ok("PUT", f"{path}/root", {"msgtype": "m.text", "body": "root"}))["event_id"]
+    for number in range(2):
+        status, inside = await say(f"in{number}", rel_type="m.thread", event_id=root)
+        assert status == 200
+    _, reply = await say("reply", **{"m.in_reply_to": {"event_id": root}})
+    status, refused = await say("deeper", rel_type="m.thread", event_id=inside["event_id"])
+    assert (status, refused["errcode"]) == (400, "M_UNKNOWN")
+    assert (await say("at a reply", rel_type="m.thread", event_id=reply["event_id"]))[0] == 200
+    assert (await say("unknown", rel_type="m.thread", event_id="$unknown"))[0] == 200
+    assert (await say("odd", rel_type="m.thread", event_id=5))[0] == 200
+
+
 async def test_a_second_annotation_of_a_kind_is_refused(world: World) -> None:
     alice, bob = await world.user("alice"), await world.user()
     room = await make(world, alice, preset="public_chat")
