@@ -28,8 +28,7 @@ def load_bundles(
     with_room_id: bool = True,
 ) -> dict[str, bytes]:
     """Return the `m.relations` of those events that have any: event id -> JSON."""
-    # State events are never edited or threaded upon; a redacted event has lost its relations.
-    parents = {event.event_id: event for event in events if not event.flags & REDACTED}
+    parents = {event.event_id: event for event in events}
     children: dict[str, dict[str, list[Child]]] = {}
     through = min(through, past.sees_until)
     for child in relations.load_children(connection, parents, (THREAD, REPLACE, REFERENCE), through):
@@ -43,7 +42,11 @@ def load_bundles(
         edits = [
             child
             for child in by_type.get(REPLACE, ())
-            if child.sender == parent.sender and child.type == parent.type and parent.state_key is None
+            if child.sender == parent.sender
+            and child.type == parent.type
+            and parent.state_key is None
+            # What a redacted event said is gone, its edits too; a thread below it goes on.
+            and not parent.flags & REDACTED
         ]
         if edits:
             wanted[edits[-1].position] = (parent_id, REPLACE)

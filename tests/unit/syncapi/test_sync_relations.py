@@ -98,6 +98,19 @@ async def test_threads_and_bundles(world: SyncWorld) -> None:
     assert "m.replace" not in world.event(BOB, room.room_id, newer)["unsigned"]["m.relations"]
 
 
+async def test_a_redacted_root_keeps_its_thread_and_loses_its_edits(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    root = room.say(ALICE, "root")
+    last = room.say(ALICE, "in it", **relates("m.thread", root))
+    room.say(ALICE, "* better", **relates("m.replace", root))
+    referring = room.say(ALICE, "see", **relates("m.reference", root))
+    room.redact(ALICE, root)
+    bundled = world.event(ALICE, room.room_id, root)["unsigned"]["m.relations"]
+    assert set(bundled) == {"m.thread", "m.reference"}
+    assert (bundled["m.thread"]["count"], bundled["m.thread"]["latest_event"]["event_id"]) == (1, last)
+    assert bundled["m.reference"] == {"chunk": [{"event_id": referring}]}
+
+
 async def test_timestamp_to_event(world: SyncWorld) -> None:
     room = world.room(ALICE)
     events = [room.say(ALICE, str(number)) for number in range(3)]
