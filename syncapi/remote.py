@@ -109,6 +109,12 @@ class RemoteHistory:
         found: dict[str, Any] = orjson.loads(answer.hierarchy_json)
         return found
 
+    async def room_of_alias(self, alias: str) -> tuple[str, list[str]] | None:
+        """Return the room of another server's alias and servers in it; None: it is not known, or not told."""
+        request = federation_pb2.ResolveAliasRequest(room_alias=alias)
+        answer = await self._ask(lambda stub: stub.ResolveAlias, request)
+        return None if answer is None else (answer.room_id, list(answer.servers))
+
     async def _ask(self, method: Callable[[Any], Any], request: Any) -> Any:
         if not self._config.federation.enabled:
             return None

@@ -139,7 +139,7 @@ def load_hierarchy(
     Raises:
         MatrixError: M_FORBIDDEN, the caller may not look into the space itself.
     """
-    is_known_here = _is_known(connection, room_id)
+    is_known_here = is_known(connection, room_id)
     if is_known_here and not may_look_into(connection, caller.user_id, room_id):
         raise access.no_access()
     found: list[dict[str, Any]] = []
@@ -152,12 +152,12 @@ def load_hierarchy(
         if current in seen:
             continue
         seen.add(current)
-        if not _is_known(connection, current):
+        if not is_known(connection, current):
             other = told.get(current)
             if other is None:
                 if current not in told and via.get(current):
                     wanted.append(Wanted(current, via[current]))
-            elif _may_see(connection, caller.user_id, other):
+            elif may_see_told(connection, caller.user_id, other):
                 other = only_suggested(other) if suggested_only else other
                 found.append(other)
                 if depth < max_depth:
@@ -186,12 +186,12 @@ def load_hierarchy(
     return orjson.dumps(answer), wanted
 
 
-def _is_known(connection: Connection, room_id: str) -> bool:
+def is_known(connection: Connection, room_id: str) -> bool:
     """Whether a room's state is here; of a room that somebody is only invited to it is not."""
     return state.load_state_event(connection, room_id, "m.room.create", "") is not None
 
 
-def _may_see(connection: Connection, user_id: str, summary: Mapping[str, Any]) -> bool:
+def may_see_told(connection: Connection, user_id: str, summary: Mapping[str, Any]) -> bool:
     """Whether a user may see what another server told us of a room; it may be meant for others of us."""
     if summary.get("world_readable") is True or summary.get("join_rule", "public") in OPEN_RULES:
         return True

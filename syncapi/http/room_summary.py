@@ -1,20 +1,25 @@
 """`GET /room_summary/{roomIdOrAlias}`: what a room is, for who may see it; `/mutual_rooms`.
 
-NOTSPEC: rooms that no local user is in are not asked of other servers (`via` is taken and not used).
+Of rooms that no local user is in other servers are asked, for who is logged in.
 """
+
+import time
+from typing import Any
 
 import grpc.aio
 import orjson
 from sqlalchemy import Connection
 
 from arbor.accounts.v1 import accounts_pb2
-from matrixlib.identifiers import IdentifierError, parse_user_id
+from matrixlib.identifiers import IdentifierError, parse_user_id, server_name_of
 from servicekit.errors import MatrixError, invalid_param, missing_param
 from servicekit.grpc import matrix_error_from
 from servicekit.http import Request, Response, Router, json_response
 from syncapi.auth import Accounts, Caller
 from syncapi.http.edge import Edge, not_found
-from syncapi.http.hierarchy import load_summary, may_look_into
+from syncapi.http.hierarchy import load_summary, may_look_into, may_see_told
+from syncapi.remote import RemoteHistory
+from syncapi.remote_spaces import RemoteSpaces, Wanted, via_of
 from syncapi.storage import members
 from syncapi.storage.sql import rows
 from syncapi.storage.tables import MAX_POSITION
@@ -31,16 +36,45 @@ def load_room_summary(connection: Connection, user_id: str | None, room_id: str)
     visible = may_look_into(connection, user_id or "", room_id)
     summary = load_summary(connection, room_id, []) if visible else None
     if summary is None or not summary["num_joined_members"]:
-        raise not_found("There is no such room, or it is not for you to see")
+        raise _no_room()
+    return _render(connection, user_id, summary)
+
+
+def load_told_summary(
+    connection: Connection, user_id: str, room_id: str, told: dict[str, Any] | None
+) -> bytes:
+    """Return a room's summary as another server told it, else as it was known here last.
+
+    Raises:
+        MatrixError: M_NOT_FOUND, also for who may not see it.
+    """
+    if told is None:
+        return load_room_summary(connection, user_id, room_id)
+    if not may_see_told(connection, user_id, told):
+        raise _no_room()
+    return _render(connection, user_id, dict(told))
+
+
+def is_lived_in(connection: Connection, room_id: str) -> bool:
+    """Whether a local user is joined to a room: then what is known here is how it is."""
+    return any(row.joined_until == MAX_POSITION for row in members.load_users_of_room(connection, room_id))
+
+
+def _no_room() -> MatrixError:
+    return not_found("There is no such room, or it is not for you to see")
+
+
+def _render(connection: Connection, user_id: str | None, summary: dict[str, Any]) -> bytes:
     del summary["children_state"]
     if user_id is not None:
-        row = members.load_user_room(connection, user_id, room_id)
-        if row is not None and not row.forgotten:
-            summary["membership"] = row.membership
+        row = members.load_user_room(connection, user_id, summary["room_id"])
+        summary["membership"] = "leave" if row is None or row.forgotten else row.membership
     # The names of before the spec had them.
     if "encryption" in summary:
         summary["im.nheko.summary.encryption"] = summary["encryption"]
-    summary["im.nheko.summary.version"] = summary["im.nheko.summary.room_version"] = summary["room_version"]
+    if "room_version" in summary:
+        for name in ("version", "room_version"):
+            summary[f"im.nheko.summary.{name}"] = summary["room_version"]
     return orjson.dumps(summary)
 
 
@@ -63,8 +97,13 @@ def load_mutual_rooms(connection: Connection, caller: Caller, user_id: str, afte
     return orjson.dumps(answer)
 
 
-async def resolve_alias(accounts: Accounts, alias: str) -> str:
-    """Return the room of a local alias.
+async def resolve_alias(
+    accounts: Accounts, remote: RemoteHistory | None, alias: str
+) -> tuple[str, list[str]]:
+    """Return the room of an alias, and servers in it where another one told us of it.
+
+    Args:
+        remote: who asks the alias's server where it is not ours; None: nobody does.
 
     Raises:
         MatrixError: M_NOT_FOUND.
@@ -74,23 +113,37 @@ async def resolve_alias(accounts: Accounts, alias: str) -> str:
     except grpc.aio.AioRpcError as error:
         raise matrix_error_from(error) from error
     for found in told.aliases:
-        return found.room_id
-    raise not_found("No room has this alias")
+        return found.room_id, []
+    elsewhere = None if remote is None else await remote.room_of_alias(alias)
+    if elsewhere is None:
+        raise not_found("No room has this alias")
+    return elsewhere
 
 
 def add_routes(router: Router, edge: Edge) -> None:
     """Add the endpoints."""
+    spaces = RemoteSpaces(edge.remote, time.monotonic)
 
     async def get_summary(request: Request) -> Response:
         user_id: str | None = None
         if request.access_token is not None:
             user_id = (await edge.caller(request)).user_id
         room_id = request.path_params["room_id_or_alias"]
+        servers: list[str] = []
         if room_id.startswith("#"):
-            room_id = await resolve_alias(edge.accounts, room_id)
+            remote = None if user_id is None else edge.remote
+            room_id, servers = await resolve_alias(edge.accounts, remote, room_id)
         elif not room_id.startswith("!"):
             raise invalid_param("Neither a room id nor an alias")
-        return json_response(await edge.read(load_room_summary, user_id, room_id))
+        if user_id is None or await edge.read(is_lived_in, room_id):
+            return json_response(await edge.read(load_room_summary, user_id, room_id))
+        wanted = Wanted(
+            room_id, via_of({"via": [*request.query_all("via"), *servers, server_name_of(room_id)]})
+        )
+        if room_id not in spaces.told() and wanted.via:
+            await spaces.fetch([wanted])
+        told = spaces.told().get(room_id)
+        return json_response(await edge.read(load_told_summary, user_id, room_id, told))
 
     async def get_mutual_rooms(request: Request) -> Response:
         caller = await edge.caller(request)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -304,6 +305,19 @@ async def test_spaces_and_times_across(two: Two) -> None:
     assert await names(ours) == ["ours", "all", "inner", "leaf"]
     assert await names(ours, suggested_only="true") == ["ours", "all"]
     assert await names(ours, max_depth="1") == ["ours", "all"]
+
+    async def summary(room: str, **query: str) -> Any:
+        return await bob.request("GET", f"/_matrix/client/v1/room_summary/{quote(room)}", query=query)
+
+    alias = f"#leaf:{via[0]}"
+    await alice.put(f"/directory/room/{quote(alias)}", {"room_id": leaf})
+    for found in (await summary(leaf, via=via[0]), await summary(alias)):
+        assert (found["room_id"], found["name"], found["membership"]) == (leaf, "leaf", "leave")
+        assert "children_state" not in found
+    for room in (closed, "#nothing:" + via[0], "!nothing:" + via[0]):
+        with pytest.raises(ClientError) as caught:
+            await summary(room, via=via[0])
+        assert (caught.value.status, caught.value.errcode) == (404, "M_NOT_FOUND")
 
     first = await alice.send(leaf, "the first")
     at = (await alice.get(f"/rooms/{leaf}/event/{first}"))["origin_server_ts"]

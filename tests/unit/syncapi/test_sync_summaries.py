@@ -34,6 +34,7 @@ async def test_summary_is_for_who_may_see_the_room(world: SyncWorld) -> None:
     assert told["join_rule"] == "public"
     assert "membership" not in told
     assert summary(world, ALICE, public.room_id)["membership"] == "join"
+    assert summary(world, BOB, public.room_id)["membership"] == "leave"
     private = world.room(ALICE, join_rule="invite")
     private.invite(ALICE, BOB)
     assert summary(world, BOB, private.room_id)["membership"] == "invite"
