@@ -10,6 +10,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
+from arbor.federation.v1 import federation_pb2_grpc
 from arbor.roomserver.v1 import query_pb2_grpc
 from clientapi.service import ClientApi
 from servicekit.config import Config, load_config
@@ -28,8 +29,6 @@ OVERRIDES: dict[str, Any] = {
     "registration.enabled": True,
     "registration.require_verification": False,
     "registration.shared_secret": "hush",
-    # No federation service stands by.
-    "federation.enabled": False,
 }
 
 
@@ -145,23 +144,31 @@ class World:
 
 @asynccontextmanager
 async def lone_clientapi(
-    directory: Path, roomserver: FakeRoomServer | None = None, **overrides: Any
+    directory: Path,
+    roomserver: FakeRoomServer | None = None,
+    federation: federation_pb2_grpc.FederationServiceServicer | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[World]:
-    """Run clientapi alone, its files in `directory`."""
+    """Run clientapi alone, its files in `directory`; with a `federation`, that answers for the federation service."""
     config = load_config(
         None,
         env={},
         overrides={
             **OVERRIDES,
             "data_dir": str(directory),
+            "federation.enabled": federation is not None,
             **{key.replace("__", "."): value for key, value in overrides.items()},
         },
     )
     fake = roomserver or FakeRoomServer()  # type: ignore[abstract]  # it answers what clientapi asks
     collector = Collector()
     query_pb2_grpc.add_QueryServiceServicer_to_server(fake, cast("Any", collector))
-    registry.declare(["roomserver"])
+    registry.declare(["roomserver", "federation"] if federation is not None else ["roomserver"])
     registry.publish("roomserver", collector.services)
+    if federation is not None:
+        of_federation = Collector()
+        federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, cast("Any", of_federation))
+        registry.publish("federation", of_federation.services)
     clock = Clock()
     service = LoneClientApi(config, clock)
     log = FakeLog(fake)

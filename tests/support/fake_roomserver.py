@@ -13,7 +13,9 @@ from typing import Any
 from arbor.log.v1 import common_pb2, input_pb2
 from arbor.roomserver.v1 import query_pb2, query_pb2_grpc
 from matrixlib.event_auth import Refused, auth_types_for, check_event_auth, state_types_for
-from matrixlib.events import Event, StateKey, parse_event
+from matrixlib.events import Event, StateKey, parse_event, redact_event
+from matrixlib.identifiers import server_name_of
+from matrixlib.policy_servers import POLICY_KEY, is_exempt, is_signed, policy_server_of
 from matrixlib.room_versions import RoomVersion, get_room_version
 from servicekit.errors import unavailable
 from servicekit.log.errors import LogError, LogUnavailable, PublishTimeout
@@ -152,6 +154,11 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
             for reply_to, verdicts in answers.items():
                 loop.call_soon(log.nc.handlers[reply_to], b"", b"", verdicts.SerializeToString(), None)
 
+    @property
+    def waiting(self) -> int:
+        """How many messages are to be judged when it comes back."""
+        return len(self._waiting)
+
     def come_back(self) -> None:
         """Judge what waited."""
         self.away = False
@@ -189,8 +196,19 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
                         rule=verdict.rule, reason=verdict.reason, errcode="M_FORBIDDEN", event_index=index
                     ),
                 )
+            if not _is_recommended(event, state):
+                return input_pb2.Verdict(
+                    request_id=entry.request_id,
+                    code=input_pb2.VERDICT_CODE_REJECTED,
+                    rejection=input_pb2.Rejection(
+                        rule="policy", reason="not signed", errcode="M_FORBIDDEN", event_index=index
+                    ),
+                )
             if event.is_state:
                 state[event.key] = event
+            policy = state.get(POLICY_KEY)
+            if policy is not None and policy.event_id == event.redacts:
+                state[POLICY_KEY] = redact_event(policy)
         self._output += 1
         room.state = state
         for event in events:
@@ -217,6 +235,9 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
         stale = input_pb2.StaleHeads(
             forward_extremities=room.extremities, depth=room.depth, output_sequence=room.output_sequence
         )
+        if POLICY_KEY in room.state:
+            policy = room.state[POLICY_KEY]
+            stale.changed_auth_state.add(event_id=policy.event_id, pdu_json=policy.pdu_json)
         for event in events:
             for key in auth_types_for(event):
                 now = room.state.get(key)
@@ -352,6 +373,17 @@ class FakeRoomServer(query_pb2_grpc.QueryServiceServicer):
         self.queries += 1
         if self.away:
             raise unavailable()
+
+
+def _is_recommended(event: Event, state: Mapping[StateKey, Event]) -> bool:
+    server = policy_server_of(state.get(POLICY_KEY))
+    if server is None or is_exempt(event) or is_signed(event, server):
+        return True
+    return not any(
+        member.membership == "join" and server_name_of(user_id) == server.name
+        for (kind, user_id), member in state.items()
+        if kind == "m.room.member"
+    )
 
 
 def _key(key: common_pb2.TransactionKey) -> tuple[str, ...]:
