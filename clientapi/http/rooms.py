@@ -143,7 +143,7 @@ class RoomEndpoints:
             await self._rooms.aliases.check_canonical(room_id, content, state.get(CANONICAL_ALIAS))
         check_sensible(room_id, session.server_name, event_type, state_key, content)
         draft = Draft(event_type, content, state_key)
-        sent = await self._rooms.sender.send_draft(room_id, session.user_id, draft)
+        sent = await self._rooms.sender.send_state(room_id, session.user_id, draft)
         if (event_type, state_key) == TOMBSTONE:
             await self._rooms.successors.follow_tombstone(room_id, content.get("replacement_room"))
         if (event_type, state_key) == GUEST_ACCESS:

@@ -41,4 +41,4 @@ class MemberState:
                 return await self._memberships.knock(user_id, room_id, extra)
             case _:
                 draft = Draft("m.room.member", content, target)
-                return await self._sender.send_draft(room_id, user_id, draft)
+                return await self._sender.send_state(room_id, user_id, draft)

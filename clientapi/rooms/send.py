@@ -25,8 +25,10 @@ from clientapi.rooms.input_writer import InputWriter
 from clientapi.rooms.lane import RoomLane
 from clientapi.rooms.queries import RoomQueries
 from clientapi.rooms.remote import RemoteRooms
-from clientapi.rooms.requests import Draft, Sent, TransactionKey, Wish
+from clientapi.rooms.requests import AlreadyThere, Draft, Sent, TransactionKey, Wish
+from matrixlib.canonical_json import encode_canonical
 from matrixlib.events import Event, StateKey
+from matrixlib.room_versions import RoomVersion
 from servicekit import metrics
 from servicekit.errors import MatrixError
 from servicekit.positions import user_positions
@@ -116,6 +118,28 @@ class RoomSender:
     ) -> Sent:
         """Send an event as it is. Raises as `send`."""
         return await self.send(room_id, Wish(sender, draft), key)
+
+    async def send_state(self, room_id: str, sender: str, draft: Draft) -> Sent:
+        """Set an entry of the state; where it says the same already, by the same sender, that event is it.
+
+        Raises as `send`.
+        """
+        key, member_key = (draft.type, draft.state_key or ""), ("m.room.member", sender)
+
+        def decide(_version: RoomVersion, state: Mapping[StateKey, Event]) -> Draft | AlreadyThere:
+            held, member = state.get(key), state.get(member_key)
+            if (
+                held is not None
+                and held.sender == sender
+                # As JSON: to Python true is 1.
+                and encode_canonical(held.content) == encode_canonical(draft.content)
+                # Whoever is gone is refused like with anything else.
+                and (member is not None and member.membership == "join")
+            ):
+                return AlreadyThere(held.event_id)
+            return draft
+
+        return await self.send(room_id, Wish(sender, draft, frozenset({key, member_key}), decide))
 
     async def view(self, room_id: str, keys: frozenset[StateKey]) -> tuple[Head, Mapping[StateKey, Event]]:
         """Return a room's present head and these entries of its state.

@@ -408,6 +408,30 @@ async def test_a_room_with_very_many_bans_is_upgraded(world: World, monkeypatch:
     assert len(successor.extremities) == 1
 
 
+async def test_state_that_is_there_already_is_not_set_again(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, preset="public_chat", power_level_content_override={"state_default": 0})
+    await bob.ok("POST", f"/rooms/{room.room_id}/join")
+    path = f"/rooms/{room.room_id}/state/org.example"
+
+    async def put(client: Client, body: dict[str, Any]) -> str:
+        event_id: str = (await client.ok("PUT", path, body))["event_id"]
+        return event_id
+
+    first = await put(alice, {"a": 1, "b": [1]})
+    assert await put(alice, {"b": [1], "a": 1}) == first
+    as_true = await put(alice, {"a": True, "b": [1]})
+    assert as_true != first
+    # Said by somebody else it is something else; so it is after something else.
+    others = await put(bob, {"a": True, "b": [1]})
+    assert others != as_true
+    assert await put(alice, {"a": True, "b": [1]}) not in (as_true, others)
+    last = await put(bob, {"a": True, "b": [1]})
+    await bob.ok("POST", f"/rooms/{room.room_id}/leave")
+    assert await bob.fails("PUT", path, {"a": True, "b": [1]}) == (403, "M_FORBIDDEN")
+    assert room.state["org.example", ""].event_id == last
+
+
 async def test_no_thread_begins_in_a_thread(world: World) -> None:
     alice = await world.user()
     path = f"/rooms/{(await make(world, alice)).room_id}/send/m.room.message"
