@@ -299,6 +299,23 @@ async def test_the_first_answers_of_before_sync_have_receipts_presence_and_the_i
     status, refused = await running.get(BOB, "events", room_id=other.room_id, **{"from": answer["end"]})
     assert (status, refused["errcode"]) == (403, "M_FORBIDDEN")
     assert (await running.get(BOB, "events", room_id=room.room_id, **{"from": answer["end"]}))[0] == 200
+    # But where anybody may read, anybody may follow.
+    open_ = running.scribe.room(ALICE, visibility="world_readable")
+    await running.publish()
+    async with asyncio.timeout(10):
+        while (await running.get(BOB, f"rooms/{open_.room_id}/initialSync"))[0] != 200:
+            pass
+    since = (await running.get(BOB, "sync"))[1]["next_batch"]
+    async with asyncio.TaskGroup() as group:
+        query = {"from": since, "timeout": 30_000, "room_id": open_.room_id}
+        peeking = group.create_task(running.get(BOB, "events", **query))
+        said = open_.say(ALICE, "to all")
+        await running.publish()
+    status, told = peeking.result()
+    assert (status, told["start"]) == (200, since)
+    assert [(event["event_id"], event["room_id"]) for event in told["chunk"]] == [(said, open_.room_id)]
+    status, told = await running.get(BOB, "events", room_id=open_.room_id, **{"from": told["end"]})
+    assert (status, told["chunk"]) == (200, [])
     assert (await running.get(BOB, "notifications", limit=0))[1]["notifications"] == []
     assert (await running.get(BOB, f"rooms/{room.room_id}/messages", dir="b", limit=0))[1]["chunk"] == []
 
