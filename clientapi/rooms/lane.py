@@ -328,7 +328,8 @@ class RoomLane:
         """
         while True:
             head = self._head
-            missing = keys if head is None else head.missing(keys)
+            # Whatever a first question is about, an event is likely to be built on its answer.
+            missing = keys.union(FIRST_KEYS) if head is None else head.missing(keys)
             if head is not None and not missing:
                 return head
             self._wanted.update(missing)

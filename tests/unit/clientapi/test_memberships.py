@@ -57,6 +57,15 @@ async def test_invite_join_leave_kick_ban_unban(world: World) -> None:
     assert await alice.fails("POST", "/rooms/!" + "A" * 43 + "/leave") == (404, "M_NOT_FOUND")
 
 
+async def test_a_join_asks_the_roomserver_once(world: World) -> None:
+    alice, bob = await world.user(), await world.user()
+    room = await make(world, alice, preset="public_chat")
+    before = world.roomserver.queries
+    await bob.ok("POST", f"/join/{room.room_id}")
+    assert membership(room, bob) == "join"
+    assert world.roomserver.queries == before + 1
+
+
 async def test_knock(world: World) -> None:
     alice, bob = await world.user(), await world.user()
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
