@@ -15,6 +15,12 @@ from federation.storage.tables import (
     relayed_event,
     room_server,
 )
+from servicekit.database.raw import Sql
+
+_NOTE_RELAYED = Sql(
+    "INSERT INTO relayed_event (event_id, origin, created_ms) VALUES (?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
+)
+_RELAYED = Sql("SELECT event_id, origin FROM relayed_event WHERE event_id IN ?")
 
 UNKNOWN = ""
 """In place of a server's name: the servers of the room, or the EDU's destinations, are to be asked for."""
@@ -60,20 +66,12 @@ class Presence:
 
 def note_relayed(conn: Connection, event_id: str, origin: str, now_ms: int) -> None:
     """Note that a server had us put its event into a room: we pass it on to the others."""
-    table = relayed_event
-    if conn.execute(select(table.c.event_id).where(table.c.event_id == event_id)).first() is None:
-        conn.execute(insert(table).values(event_id=event_id, origin=origin, created_ms=now_ms))
+    _NOTE_RELAYED.change(conn, event_id, origin, now_ms)
 
 
 def load_relayed(conn: Connection, event_ids: Sequence[str]) -> dict[str, str]:
     """Which of the events we pass on: event id -> the server it came from."""
-    table = relayed_event
-    found: dict[str, str] = {}
-    for start in range(0, len(event_ids), 500):
-        chunk = event_ids[start : start + 500]
-        rows = conn.execute(select(table.c.event_id, table.c.origin).where(table.c.event_id.in_(chunk)))
-        found.update({row.event_id: row.origin for row in rows})
-    return found
+    return dict(_RELAYED.rows(conn, list(event_ids))) if event_ids else {}
 
 
 # -- servers of rooms --------------------------------------------------------------------------------------
