@@ -325,8 +325,9 @@ class Fetcher:
                 chunk, size = [], 0
         if chunk:
             entries.append(_outliers(view, chunk, server))
-        if entries:
-            await self._submitter.submit_all(view.room_id, entries)
+        # One after the other: a large state must not keep other rooms waiting until the RoomServer is through with it.
+        for entry in entries:
+            await self._submitter.submit_all(view.room_id, [entry])
 
 
 def _outliers(view: RoomView, events: Sequence[Event], server: str) -> input_pb2.InputEntry:

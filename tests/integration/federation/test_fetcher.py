@@ -1,11 +1,12 @@
 """Events that are missing, fetched from a scripted server, and what happens when it has none to give."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arbor.log.v1.input_pb2 import EVENT_ORIGIN_OUTLIER, InputEntry
 from federation.receipt.fetcher import NothingHelped
 from federation.storage import fetching
 from federation.storage.fetching import Wanted
@@ -80,6 +81,41 @@ async def test_where_a_gap_remains_the_state_is_asked_for(world: World) -> None:
     assert [item.event_id for item in entries[1].events] == [missing[2].event_id]
     assert set(entries[1].state_before_event_ids) == set(known)
     assert [item.event_id for item in entries[2].events] == [missing[3].event_id]
+
+
+async def test_a_large_state_comes_piece_by_piece(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, us, room, missing = world
+    large = [
+        room.member(f"@user{number}:{peer.server_name}", "join", content={"displayname": "x" * 40_000})
+        for number in range(30)
+    ]
+    state = room.state_before([large[-1].event_id]).values()
+    known = {event_id: room.events[event_id] for event_id in state}
+    for event in large:
+        del room.events[event.event_id]
+    room.heads = list(large[0].prev_event_ids)
+    peer.answer("get_missing_events", lambda _: {"events": [event.pdu for event in missing[2:-1]]})
+    peer.answer("state_ids", lambda _: {"pdu_ids": list(known), "auth_chain_ids": []})
+
+    def event_of(request: Asked) -> Any:
+        return {"pdus": [known[request.path.rsplit("/", 1)[1].replace("%24", "$")].pdu]}
+
+    peer.answer("event", event_of)
+    written: list[int] = []
+    submit_all = us.input.submit_all
+
+    async def noting(room_id: str, entries: Sequence[InputEntry], timeout_s: float = 1.0) -> Any:
+        if entries[0].submit_events.origin == EVENT_ORIGIN_OUTLIER:
+            written.append(sum(entry.ByteSize() for entry in entries))
+        return await submit_all(room_id, entries, timeout_s)
+
+    monkeypatch.setattr(us.input, "submit_all", noting)
+    with pytest.raises(NothingHelped):
+        await us.parts.fetcher.fetch(wanted(peer, missing))
+    assert set(us.rooms.outliers) >= {event.event_id for event in large[:-1]}
+    assert len(written) >= 3
+    # The next piece is written when the one before is judged.
+    assert max(written) < 600_000
 
 
 @pytest.mark.parametrize(
