@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from clientapi.clock import Clock
 from clientapi.rooms.head import Head
-from clientapi.rooms.requests import Draft
-from matrixlib.event_auth import Verdict, auth_types_for_event, check_event_auth
+from clientapi.rooms.requests import AlreadyThere, Draft, Wish
+from clientapi.rooms.verdicts import error_of_refusal
+from matrixlib.event_auth import Refused, Verdict, auth_types_for_event, check_event_auth
 from matrixlib.event_builder import build_event, next_depth
 from matrixlib.events import Event, EventFormatError, EventTooLargeError, StateKey
 from matrixlib.identifiers import server_name_of
@@ -89,6 +90,33 @@ def needed_state(room_version: RoomVersion, sender: str, draft: Draft) -> frozen
     """Return which state entries an event needs to be authorised and judged."""
     types = auth_types_for_event(room_version, draft.type, sender, draft.state_key, draft.content)
     return types if CREATE_KEY in types else types | {CREATE_KEY}
+
+
+def check_and_build(
+    builder: EventBuilder, head: Head, room_id: str, wish: Wish
+) -> tuple[Event, Mapping[StateKey, Event]] | AlreadyThere:
+    """Return what a wish comes to on a head, which has what that needs: an event with its auth events by key.
+
+    Raises:
+        MatrixError: it is not allowed, or cannot be an event.
+    """
+    draft = wish.draft
+    auth_keys = auth_types_for_event(
+        head.room_version, draft.type, wish.sender, draft.state_key, draft.content
+    )
+    if wish.decide is not None:
+        decided = wish.decide(head.room_version, head.select(wish.wanted | auth_keys | {CREATE_KEY}))
+        if isinstance(decided, AlreadyThere):
+            return decided
+        draft = decided
+    auth_state = head.select(auth_keys)
+    # Check that the event is allowed.
+    state = auth_state if CREATE_KEY in auth_state else {**auth_state, **head.select((CREATE_KEY,))}
+    verdict = check_allowed(head, room_id, wish.sender, draft, state)
+    if isinstance(verdict, Refused):
+        raise error_of_refusal(verdict)
+    # Build, hash, sign.
+    return builder.build_on(head, room_id, wish.sender, draft, auth_state), auth_state
 
 
 def check_allowed(

@@ -18,22 +18,22 @@ it anew; from the third try it lets the room fork. For a while the two then take
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 from arbor.log.v1 import input_pb2
 from clientapi.clock import Clock
-from clientapi.rooms.building import EventBuilder, check_allowed
+from clientapi.rooms.building import EventBuilder, check_and_build
 from clientapi.rooms.head import Head
 from clientapi.rooms.input_writer import InputWriter, Outcome, PendingEntry, PendingMessage, Unsettled
+from clientapi.rooms.lane_request import LaneRequest
+from clientapi.rooms.lane_view import LaneView
 from clientapi.rooms.queries import RoomQueries
 from clientapi.rooms.remote import RemoteRooms
 from clientapi.rooms.requests import AlreadyThere, Sent, TransactionKey, Wish
 from clientapi.rooms.turns import CHAIN_MAX_ENTRIES, Patience, Turns
-from clientapi.rooms.verdicts import error_of_refusal, error_of_rejection
-from matrixlib.event_auth import Refused, auth_types_for_event
+from clientapi.rooms.verdicts import error_of_rejection
 from matrixlib.events import Event, StateKey
-from matrixlib.policy_servers import POLICY_KEY, is_exempt
-from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY
+from matrixlib.policy_servers import is_exempt
 from servicekit import metrics
 from servicekit.errors import MatrixError, forbidden, unavailable
 from servicekit.logging import get_logger
@@ -45,7 +45,6 @@ WINDOW = 16
 LINGER_S = 0.003
 CHAIN_MAX_BYTES = 600_000
 MAY_FORK_FROM_TRY = 3
-FIRST_KEYS = (CREATE_KEY, POLICY_KEY, POWER_LEVELS_KEY, ("m.room.join_rules", ""))
 
 _rebuilds = metrics.counter("clientapi_rebuilds_total", "Requests built anew because the room had moved on")
 _stale_messages = metrics.counter("clientapi_contentions_total", "Times another writer was quicker in a room")
@@ -53,54 +52,6 @@ _forks = metrics.counter("clientapi_may_fork_total", "Messages that were allowed
 _chain_entries = metrics.histogram(
     "clientapi_chain_entries", "Requests that went out in one message", buckets=metrics.SIZE_BUCKETS
 )
-_order = itertools.count()
-
-
-class LaneRequest:
-    """A wish on its way."""
-
-    __slots__ = (
-        "auth_state",
-        "built",
-        "deadline_s",
-        "future",
-        "generation",
-        "key",
-        "order",
-        "policy",
-        "rechecked",
-        "stale",
-        "wish",
-    )
-
-    def __init__(
-        self, wish: Wish, key: TransactionKey | None, deadline_s: float, future: "asyncio.Future[Sent]"
-    ) -> None:
-        self.wish = wish
-        self.key = key
-        self.deadline_s = deadline_s
-        self.future = future
-        self.order = next(_order)
-        # It was refused once on a view that may have been old.
-        self.rechecked = False
-        # How often it was turned down for a stale view, which is what `may_fork` counts.
-        self.stale = 0
-        self.generation = 0
-        self.built: Event | None = None
-        # The room's policy where it was built, which names who must sign it; None: nobody.
-        self.policy: Event | None = None
-        self.auth_state: Mapping[StateKey, Event] = {}
-
-    def succeed(self, sent: Sent) -> None:
-        """Hand the result to whoever waits."""
-        if not self.future.done():
-            self.future.set_result(sent)
-
-    def fail(self, error: MatrixError) -> None:
-        """Hand the refusal to whoever waits."""
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # seen: nobody may be waiting any more
 
 
 class RoomLane:
@@ -118,7 +69,6 @@ class RoomLane:
     ) -> None:
         self.room_id = room_id
         self._writer = writer
-        self._queries = queries
         self._remote = remote
         self._builder = builder
         self._clock = clock
@@ -126,14 +76,7 @@ class RoomLane:
         self._waiting: deque[LaneRequest] = deque()
         self._returned: list[LaneRequest] = []
         self._refused: list[LaneRequest] = []
-        self._head: Head | None = None
-        self._wanted: set[StateKey] = set()
-        # Under way at the RoomServer; its result says whether there is such a room.
-        self._question: asyncio.Future[bool] | None = None
-        # Counts views: what was built on an earlier one comes back before anything is built on the next.
-        self._generation = 0
-        self._in_flight: dict[int, int] = {}
-        self._progress = asyncio.Event()
+        self._view = LaneView(room_id, queries)
         self._working = False
         self._turns = Turns()
         self._not_before_s = 0.0
@@ -141,7 +84,7 @@ class RoomLane:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is under way."""
-        return not (self._working or self._waiting or self._in_flight or self._returned or self._refused)
+        return not (self._working or self._waiting or self._view.messages or self._returned or self._refused)
 
     def submit(self, wish: Wish, key: TransactionKey | None) -> "asyncio.Future[Sent]":
         """Send a wish; the future gets the stored event, or a MatrixError."""
@@ -157,21 +100,18 @@ class RoomLane:
         Raises:
             MatrixError: M_NOT_FOUND if the room is not known, or 503.
         """
-        head = await self._load_state(keys)
+        head = await self._view.load_state(keys)
         if head is None:
             raise MatrixError("M_NOT_FOUND", 404, "There is no such room here")
         return head, head.select(keys)
 
     def forget_view(self) -> None:
         """Ask the RoomServer before the next event is built, unless own events are under way."""
-        if not self._in_flight:
-            self._generation += 1
-            self._head = None
+        self._view.forget()
 
     def begin(self, head: Head) -> None:
         """Take the view of a room that was just made here."""
-        self._generation += 1
-        self._head = head
+        self._view.begin(head)
 
     # -- the worker
     # ----------------------------------------------------------------------------------------------
@@ -185,7 +125,7 @@ class RoomLane:
         try:
             # All that arrives in this tick goes out together; while an earlier message is under way, all that
             # arrives within a moment, since each message costs as much as many requests in it.
-            await asyncio.sleep(LINGER_S if self._in_flight else 0)
+            await asyncio.sleep(LINGER_S if self._view.messages else 0)
             while self._waiting or self._returned or self._refused:
                 await self._wait_for_turn()
                 batch = self._take_batch()
@@ -203,8 +143,9 @@ class RoomLane:
 
     async def _wait_for_turn(self) -> None:
         loop = asyncio.get_running_loop()
+        view = self._view
         while True:
-            self._progress.clear()
+            view.progress.clear()
             wait_s = self._not_before_s - loop.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
@@ -215,38 +156,22 @@ class RoomLane:
             contended = self._turns.contended(loop.time())
             if self._refused:
                 # They are asked about once more, on a view that is nobody's guess.
-                blocked = bool(self._in_flight)
+                blocked = view.messages > 0
             elif contended:
-                blocked = bool(self._in_flight)
+                blocked = view.messages > 0
             else:
-                old = any(generation != self._generation for generation in self._in_flight)
-                blocked = old or sum(self._in_flight.values()) >= WINDOW
+                blocked = view.has_old_messages or view.messages >= WINDOW
             if not blocked:
                 break
-            await self._progress.wait()
+            await view.progress.wait()
         if contended:
             await self._turns.wait(self._look_anew)
         if self._refused:
-            self.forget_view()
+            view.forget()
 
     async def _look_anew(self) -> Head | None:
-        self.forget_view()
-        return await self._load_state(self._first_keys(self._waiting_requests()))
-
-    def _waiting_requests(self) -> list[LaneRequest]:
-        return [*self._returned, *self._refused, *itertools.islice(self._waiting, CHAIN_MAX_ENTRIES)]
-
-    @staticmethod
-    def _first_keys(requests: Iterable[LaneRequest]) -> frozenset[StateKey]:
-        """Return the state to ask for first, when the exact needs are not known with the version."""
-        keys = {*FIRST_KEYS}
-        for request in requests:
-            wish = request.wish
-            keys |= wish.wanted
-            keys.add(("m.room.member", wish.sender))
-            if wish.draft.type == "m.room.member" and wish.draft.state_key is not None:
-                keys.add(("m.room.member", wish.draft.state_key))
-        return frozenset(keys)
+        waiting = itertools.islice(self._waiting, CHAIN_MAX_ENTRIES)
+        return await self._view.look_anew([*self._returned, *self._refused, *waiting])
 
     async def _wait_for_connection(self) -> None:
         first = min(request.deadline_s for request in (*self._waiting, *self._returned, *self._refused))
@@ -274,12 +199,13 @@ class RoomLane:
         return batch
 
     async def _send_chain(self, batch: list[LaneRequest]) -> None:
-        if self._head is not None and self._head.policy is not None:
+        view = self._view
+        if view.head is not None and view.head.policy is not None:
             # What is built on an old view would be one event more that the policy server is asked for.
-            self.forget_view()
-        had_view = self._head is not None
+            view.forget()
+        had_view = view.head is not None
         try:
-            head = await self._load_needed_state(batch)
+            head = await view.load_needed_state(batch)
         except MatrixError as error:
             for request in batch:
                 request.fail(error)
@@ -299,71 +225,6 @@ class RoomLane:
     # -- the steps of the local-send flow, in their order
     # ---------------------------------------------------------
 
-    async def _load_needed_state(self, batch: list[LaneRequest]) -> Head | None:
-        """Work out which state is needed to authorise the events, and have it in the head."""
-        head = self._head
-        if head is None:
-            head = await self._load_state(self._first_keys(batch))
-            if head is None:
-                return None
-        while True:
-            needed: set[StateKey] = {CREATE_KEY, POLICY_KEY}
-            for request in batch:
-                wish = request.wish
-                draft = wish.draft
-                needed |= wish.wanted
-                needed |= auth_types_for_event(
-                    head.room_version, draft.type, wish.sender, draft.state_key, draft.content
-                )
-            if not head.missing(needed) and head is self._head:
-                return head
-            head = await self._load_state(frozenset(needed))
-            if head is None:
-                return None
-
-    async def _load_state(self, keys: frozenset[StateKey]) -> Head | None:
-        """Take state from the head, or query it and the latest events. None: no such room.
-
-        One question at a time: what is wanted while one is under way goes out together as the next.
-        """
-        while True:
-            head = self._head
-            # Whatever a first question is about, an event is likely to be built on its answer.
-            missing = keys.union(FIRST_KEYS) if head is None else head.missing(keys)
-            if head is not None and not missing:
-                return head
-            self._wanted.update(missing)
-            if self._question is not None:
-                if not await asyncio.shield(self._question):
-                    return None
-                continue
-            question = self._question = asyncio.get_running_loop().create_future()
-            try:
-                await asyncio.sleep(0)  # those of the same tick ask along
-                head, wanted, self._wanted = self._head, list(self._wanted), set()
-                generation = self._generation
-                latest = await self._queries.latest(self.room_id, wanted)
-            except MatrixError as error:
-                question.set_exception(error)
-                question.exception()  # seen: nobody else may be waiting
-                raise
-            except BaseException:
-                question.set_result(True)  # whoever waits asks again
-                raise
-            finally:
-                self._question = None
-            question.set_result(latest is not None)
-            if latest is None:
-                return None
-            if generation != self._generation or self._head is not head:
-                continue
-            if head is None:
-                head = self._head = Head.from_latest(latest, wanted)
-            else:
-                head.learn(latest.state, wanted)
-            if not head.missing(keys):
-                return head
-
     def _build(self, batch: list[LaneRequest], head: Head, *, fresh: bool) -> list[LaneRequest]:
         """Check each event, build, hash and sign it; returns the chain to write."""
         chain: list[LaneRequest] = []
@@ -380,27 +241,8 @@ class RoomLane:
 
     def _check_and_build(self, request: LaneRequest, head: Head, *, fresh: bool) -> bool:
         """Build one request on the head; False if it is answered, or to be asked about again."""
-        wish = request.wish
         try:
-            draft = wish.draft
-            auth_keys = auth_types_for_event(
-                head.room_version, wish.draft.type, wish.sender, wish.draft.state_key, wish.draft.content
-            )
-            if wish.decide is not None:
-                decided = wish.decide(head.room_version, head.select(wish.wanted | auth_keys | {CREATE_KEY}))
-                if isinstance(decided, AlreadyThere):
-                    # Reads wait for it, too: it may be there only just now, by another's hand.
-                    request.succeed(Sent(decided.event_id, head.output_sequence))
-                    return False
-                draft = decided
-            auth_state = head.select(auth_keys)
-            # Check that the event is allowed.
-            state = auth_state if CREATE_KEY in auth_state else {**auth_state, **head.select((CREATE_KEY,))}
-            verdict = check_allowed(head, self.room_id, wish.sender, draft, state)
-            if isinstance(verdict, Refused):
-                raise error_of_refusal(verdict)
-            # Build, hash, sign.
-            event = self._builder.build_on(head, self.room_id, wish.sender, draft, auth_state)
+            built = check_and_build(self._builder, head, self.room_id, request.wish)
         except MatrixError as error:
             if error.errcode == "M_FORBIDDEN" and not fresh and not request.rechecked:
                 # The view may be old: look once at the RoomServer's before refusing.
@@ -410,12 +252,16 @@ class RoomLane:
                 request.fail(error)
             return False
         except Exception:
-            log.exception("building_failed", room_id=self.room_id, type=wish.draft.type)
+            log.exception("building_failed", room_id=self.room_id, type=request.wish.draft.type)
             request.fail(MatrixError("M_UNKNOWN", 500, "Internal server error"))
             return False
+        if isinstance(built, AlreadyThere):
+            # Reads wait for it, too: it may be there only just now, by another's hand.
+            request.succeed(Sent(built.event_id, head.output_sequence))
+            return False
+        event, request.auth_state = built
         request.built = event
-        request.auth_state = auth_state
-        request.generation = self._generation
+        request.generation = self._view.generation
         request.policy = None if is_exempt(event) else head.policy
         head.advance(event)
         return True
@@ -427,26 +273,26 @@ class RoomLane:
         where the view was void before the answer came.
         """
         generation = chain[0].generation
-        self._begin_message(generation)
+        self._view.begin_message(generation)
         try:
             signed = await self._signed(chain)
         except BaseException as error:
             told = error if isinstance(error, MatrixError) else unavailable()
             for request in chain:
                 request.fail(told)
-            self._lose_view(chain[0])
+            self._view.lose(chain[0])
             if isinstance(error, MatrixError):
                 return []
             raise
         finally:
-            self._end_message(generation)
-        if generation != self._generation:
+            self._view.end_message(generation)
+        if generation != self._view.generation:
             self._returned += chain
             return []
         for index, (request, result) in enumerate(zip(chain, signed, strict=True)):
             if isinstance(result, MatrixError):
                 request.fail(result)
-                self._lose_view(request)
+                self._view.lose(request)
                 self._returned += chain[index + 1 :]
                 return chain[:index]
             request.built = result
@@ -475,25 +321,14 @@ class RoomLane:
         written_s = loop.time()
 
         def on_settled(message: PendingMessage) -> None:
-            self._end_message(generation)
-            self._turns.settle(loop.time() - written_s, on_present_view=generation == self._generation)
+            self._view.end_message(generation)
+            self._turns.settle(loop.time() - written_s, on_present_view=generation == self._view.generation)
 
         self._turns.chain_length = len(chain)
-        self._begin_message(generation)
+        self._view.begin_message(generation)
         deadline_s = max(request.deadline_s for request in chain)
         message = PendingMessage(self.room_id, entries, deadline_s, on_settled)
         self._writer.publish(message, self._clock(), built_on, may_fork=may_fork)
-
-    def _begin_message(self, generation: int) -> None:
-        self._in_flight[generation] = self._in_flight.get(generation, 0) + 1
-
-    def _end_message(self, generation: int) -> None:
-        left = self._in_flight[generation] - 1
-        if left:
-            self._in_flight[generation] = left
-        else:
-            del self._in_flight[generation]
-        self._progress.set()
 
     # -- verdicts
     # --------------------------------------------------------------------------------------------------
@@ -501,7 +336,7 @@ class RoomLane:
     def settle(self, request: LaneRequest, outcome: Outcome) -> None:
         """Answer a request by what became of its entry, or have it built anew."""
         if isinstance(outcome, Unsettled):
-            self._lose_view(request)
+            self._view.lose(request)
             if outcome is Unsettled.LOST:
                 request.fail(unavailable("It is not known yet whether this was sent; try again"))
             else:
@@ -520,22 +355,28 @@ class RoomLane:
                 request.succeed(Sent(outcome.event_id or built.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_DUPLICATE:
                 if outcome.event_id != built.event_id:
-                    self._lose_view(request)
+                    self._view.lose(request)
                 request.succeed(Sent(outcome.event_id, outcome.output_sequence))
             case input_pb2.VERDICT_CODE_STALE:
-                self._on_stale(request, built, outcome.stale)
+                request.stale += 1
+                _rebuilds.inc()
+                if self._view.take_stale(request, built, outcome.stale):
+                    # Another writer was quicker.
+                    self._turns.lose(asyncio.get_running_loop().time(), once_more=request.stale > 1)
+                    _stale_messages.inc()
+                self._again(request)
             case input_pb2.VERDICT_CODE_REJECTED if (
                 outcome.rejection.rule == "policy" and not request.rechecked
             ):
                 # The room has a policy server that nobody knew of when this was built.
-                self._lose_view(request)
+                self._view.lose(request)
                 request.rechecked = True
                 self._again(request)
             case input_pb2.VERDICT_CODE_SOFT_FAILED | input_pb2.VERDICT_CODE_REJECTED:
-                self._lose_view(request)
+                self._view.lose(request)
                 request.fail(error_of_rejection(outcome.rejection))
             case input_pb2.VERDICT_CODE_BUSY:
-                self._lose_view(request)
+                self._view.lose(request)
                 wait_s = outcome.retry_after_ms / 1000
                 now = asyncio.get_running_loop().time()
                 if now + wait_s >= request.deadline_s:
@@ -544,32 +385,8 @@ class RoomLane:
                     self._not_before_s = max(self._not_before_s, now + wait_s)
                     self._again(request)
             case _:
-                self._lose_view(request)
+                self._view.lose(request)
                 request.fail(unavailable("The room waits for events of other servers"))
-
-    def _on_stale(self, request: LaneRequest, built: Event, stale: input_pb2.StaleHeads) -> None:
-        request.stale += 1
-        _rebuilds.inc()
-        if request.generation == self._generation:
-            # The first to come back of what was built on this view: another writer was quicker.
-            self._generation += 1
-            self._head = Head.from_stale(built, request.auth_state, stale)
-            self._turns.lose(asyncio.get_running_loop().time(), once_more=request.stale > 1)
-            _stale_messages.inc()
-        else:
-            head = self._head
-            if head is None or (not head.provisional and stale.output_sequence > head.output_sequence):
-                self._generation += 1
-                self._head = Head.from_stale(built, request.auth_state, stale)
-            elif not head.provisional and stale.output_sequence == head.output_sequence:
-                head.merge_stale(built.room_version, stale)
-        self._again(request)
-
-    def _lose_view(self, request: LaneRequest) -> None:
-        """What was built after this request stands on an event that will never be: the view is void."""
-        if request.generation == self._generation:
-            self._generation += 1
-            self._head = None
 
     def _again(self, request: LaneRequest) -> None:
         self._returned.append(request)

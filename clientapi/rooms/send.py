@@ -3,11 +3,11 @@
 0. A request reaches the edge (`clientapi.http`), which authenticates the token.
 1. `RoomSender.send`: look whether this transaction is in progress here (`_in_progress`); then the room's
    `RoomLane`:
-   work out which state is needed to authorise the event (`_load_needed_state`); take it from the lane's
-   head, or query it and the latest events from the RoomServer (`_load_state`); check that the room exists
-   and the event is allowed (`_check_and_build`, `check_allowed`); build, hash, sign (`EventBuilder`); have the
-   room's policy server sign, if it has one (`_sign_by_policy_server`); write to INPUT (`_write_to_input`);
-   await the verdict (`settle`).
+   work out which state is needed to authorise the event (`LaneView.load_needed_state`); take it from the
+   lane's head, or query it and the latest events from the RoomServer (`load_state`); check that the room
+   exists and the event is allowed (`check_and_build`, `check_allowed`); build, hash, sign (`EventBuilder`);
+   have the room's policy server sign, if it has one (`_sign_by_policy_server`); write to INPUT
+   (`_write_to_input`); await the verdict (`settle`).
 2. and 3. are the RoomServer's and the readers'.
 
 What was accepted goes on when the client is gone: a lane works for the service, not for the request.
