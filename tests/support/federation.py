@@ -109,6 +109,8 @@ class FederatedSynapse(SynapseServer):
                 "destination_retry_multiplier": 1,
                 "client_timeout": "20s",
             },
+            # Else a first sync is answered as it was two minutes ago.
+            "caches": {"sync_response_cache_duration": "0s"},
             "allow_public_rooms_over_federation": True,
             "room_list_publication_rules": [{"action": "allow"}],
         }
