@@ -41,7 +41,7 @@ class UserPresence:
     status_msg: str | None
     last_active_ms: int
     currently_active: bool
-    rooms: frozenset[str] = frozenset()
+    rooms: set[str] = field(default_factory=set)
 
     def render(self, user_id: str, clock_ms: int) -> bytes:
         """Return the `m.presence` event."""
@@ -96,7 +96,7 @@ class Live:
                 told.status_msg if told.HasField("status_msg") else None,
                 told.last_active_ms,
                 told.currently_active,
-                frozenset(told.room_ids),
+                set(told.room_ids),
             )
             return None, told.user_id
         return None, None
@@ -115,6 +115,16 @@ class Live:
             for room_id, other in list(self.typing.items()):
                 if other.changed_ms + FORGET_AFTER_MS < clock:
                     del self.typing[room_id]
+
+    def move(self, room_id: str, user_id: str, joined: bool) -> None:
+        """Note that a user of another server came into a room, or left it."""
+        told = self.presence.get(user_id)
+        if told is None:
+            return
+        if joined:
+            told.rooms.add(room_id)
+        else:
+            told.rooms.discard(room_id)
 
     def typists(self, room_id: str) -> list[str]:
         """Return who types in a room now."""

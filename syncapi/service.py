@@ -22,6 +22,7 @@ from servicekit.logging import get_logger
 from servicekit.positions import untold, user_positions
 from servicekit.service.sockets import is_only_edge
 from syncapi.applied import Applied
+from syncapi.applying.timeline import membership_of
 from syncapi.auth import TokenCache
 from syncapi.consumer import Applier
 from syncapi.filter_source import FilterCache
@@ -274,6 +275,10 @@ class SyncApi:
         if self._follower is not None and self._follower.epoch:
             self._epoch = self._follower.epoch
         self._window.apply(applied)
+        for change in applied.changes:
+            if change.type == "m.room.member" and change.state_key in self._live.presence:
+                joined = change.event is not None and membership_of(change.event, None) == "join"
+                self._live.move(change.room_id, change.state_key, joined)
         if applied.rebuilt:
             self._load_anew()
         for user in applied.accounts:

@@ -6,6 +6,7 @@ from servicekit.errors import MatrixError
 from servicekit.http import Request, Response, Router, json_response
 from syncapi.http.edge import Edge
 from syncapi.live import Live
+from syncapi.storage.state import is_in_one_of
 from syncapi.sync.presence import shares_room
 from syncapi.window import Window
 
@@ -26,7 +27,7 @@ class PresenceStatus:
         """Return what is known; of who has told nothing, that they are offline."""
         caller = await self._edge.caller(request)
         user_id = request.path_params["user_id"]
-        if user_id != caller.user_id and not shares_room(self._window, self._live, caller.user_id, user_id):
+        if user_id != caller.user_id and not await self._shares_room(caller.user_id, user_id):
             raise MatrixError("M_FORBIDDEN", 403, "You share no room with this user")
         told = self._live.presence.get(user_id)
         if told is None:
@@ -37,3 +38,10 @@ class PresenceStatus:
         if told.status_msg is not None:
             content["status_msg"] = told.status_msg
         return json_response(content)
+
+    async def _shares_room(self, user_id: str, other: str) -> bool:
+        if shares_room(self._window, self._live, user_id, other):
+            return True
+        view = self._window.users.get(user_id)
+        # Of users of other servers who have told nothing yet memory does not know the rooms.
+        return view is not None and await self._edge.read(is_in_one_of, list(view.joined), other)

@@ -288,6 +288,15 @@ def load_join_time(connection: Connection, room_id: str, user_id: str, after: in
     return None if found is None else found[0]
 
 
+def is_in_one_of(connection: Connection, room_ids: Iterable[str], user_id: str) -> bool:
+    """Whether a user is joined to one of some rooms now."""
+    sql = (
+        "SELECT 1 FROM room_state WHERE room_id IN ? AND type = 'm.room.member' AND state_key = ?"
+        f" AND until_position = {MAX_POSITION} AND membership = 'join' LIMIT 1"
+    )
+    return bool(rows_in(connection, sql, room_ids, after=(user_id,)))
+
+
 def load_heroes(connection: Connection, room_id: str, at: int, count: int) -> tuple[list[str], list[str]]:
     """Return the first few users who are joined or invited, and who have left, in the order of joining."""
     when, parameters = _at(at)

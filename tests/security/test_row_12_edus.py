@@ -57,7 +57,8 @@ async def test_users_of_the_sender_are_heard(world: tuple[EvilPeer, FederationAl
     await tell(peer, us, *all_kinds(eve, room.create.room_id, us))
     typing = live_pb2.LiveMessage.FromString(us.log.about("live.typing")[0]).typing
     assert (typing.user_id, typing.typing) == (eve, True)
-    assert live_pb2.LiveMessage.FromString(us.log.about("live.presence")[0]).presence.user_id == eve
+    presence = live_pb2.LiveMessage.FromString(us.log.about("live.presence")[0]).presence
+    assert (presence.user_id, list(presence.room_ids)) == (eve, [room.create.room_id])
     receipt = output_pb2.OutputMessage.FromString(us.log.about("room.receipt")[0])
     assert receipt.entries[0].receipt.event_id == "$x"
     message = output_pb2.OutputMessage.FromString(us.log.about("user.to_device")[0])

@@ -262,6 +262,62 @@ async def test_the_ways_from_before_sync(running: Running) -> None:
     assert (await running.get(BOB, "events"))[1]["chunk"] == []
 
 
+async def test_users_of_other_servers_are_seen_present_by_those_who_share_a_room(running: Running) -> None:
+    """LIVE says in which rooms they are; who comes and goes afterwards is followed."""
+    far = "@far:elsewhere"
+    shared, other = running.scribe.room(ALICE), running.scribe.room(BOB)
+    shared.join(far)
+    await running.publish()
+    since = {user: await token_of(running, user) for user in (ALICE, BOB)}
+    # Of whom nothing was told is known whether they share a room, all the same.
+    assert await running.get(ALICE, f"presence/{far}/status") == (200, {"presence": "offline"})
+    assert (await running.get(BOB, f"presence/{far}/status"))[0] == 403
+
+    async def tell(presence: str, *rooms: Room) -> None:
+        told = live_pb2.Presence(user_id=far, presence=presence, room_ids=[room.room_id for room in rooms])
+        data = live_pb2.LiveMessage(presence=told).SerializeToString()
+        await running.clients.publish(presence_subject(far, 16), data)
+
+    await tell("online", shared)
+    # Woken by it, not asked again.
+    _, answer = await running.get(ALICE, "sync", since=since[ALICE], timeout=20_000)
+    (event,) = answer["presence"]["events"]
+    assert (event["sender"], event["content"]["presence"]) == (far, "online")
+    assert (await running.get(ALICE, f"presence/{far}/status"))[1]["presence"] == "online"
+    assert (await running.get(BOB, f"presence/{far}/status"))[0] == 403
+    # From one room into the other: the next that is told is for its members.
+    shared.leave(far)
+    other.join(far)
+    sequence = await running.publish()
+    await wait_for_status(running, BOB, far, 200)
+    await wait_for_status(running, ALICE, far, 403)
+    assert sequence
+    await tell("unavailable", other)
+    _, answer = await running.get(BOB, "sync", since=since[BOB], timeout=20_000, filter=ONLY_PRESENCE)
+    while "presence" not in answer:
+        since[BOB] = answer["next_batch"]
+        _, answer = await running.get(BOB, "sync", since=since[BOB], timeout=20_000, filter=ONLY_PRESENCE)
+    (event,) = answer["presence"]["events"]
+    assert (event["sender"], event["content"]["presence"]) == (far, "unavailable")
+    assert "presence" not in (await running.get(ALICE, "sync", filter=ONLY_PRESENCE))[1]
+
+
+ONLY_PRESENCE = '{"room":{"rooms":[]}}'
+
+
+async def token_of(running: Running, user: str) -> str:
+    """A token up to which a user has read."""
+    answer = await running.get(user, "sync")
+    return str(answer[1]["next_batch"])
+
+
+async def wait_for_status(running: Running, user: str, other: str, wanted: int) -> None:
+    """Ask for somebody's presence until the answer has a status."""
+    async with asyncio.timeout(20):
+        while (await running.get(user, f"presence/{other}/status"))[0] != wanted:
+            await asyncio.sleep(0.01)
+
+
 async def test_the_first_answers_of_before_sync_have_receipts_presence_and_the_invite(
     running: Running,
 ) -> None:
