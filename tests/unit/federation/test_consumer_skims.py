@@ -71,6 +71,7 @@ def test_whatever_may_concern_another_server_is_applied(conn: Connection, handle
         told(2, participation_began=True),
         told(2, servers_joined=[PEER]),
         told(2, state_changes=[acl]),
+        told(2, state_changes=[output_pb2.StateChange(type="m.room.policy", event_id="$x")]),
         LogMessage(2, "room.output.1.x", b"\xff", None, b"0"),
     ):
         assert handler.skim([told(2), message]) is None
@@ -122,3 +123,25 @@ def test_nothing_is_passed_over_while_an_event_is_wanted(conn: Connection, handl
     handler.apply_batch(conn, [told(3)])
     assert not fetching.is_anything_wanted(conn)
     assert handler.skim([told(4)]) is not None
+
+
+@pytest.mark.parametrize("kind", ["m.room.server_acl", "m.room.policy", "m.room.topic"])
+def test_views_are_forgotten_with_the_state_that_they_are_made_of(
+    conn: Connection, handler: OutputHandler, kind: str
+) -> None:
+    """Replaced, removed or redacted; in a room of ours alone, too."""
+    matters = kind != "m.room.topic"
+    handler.apply_batch(conn, [told(1)])
+    for number, change in enumerate(({"event_id": "$x"}, {"event_id": ""}), 2):
+        changes = [output_pb2.StateChange(type=kind, **change)]
+        heard = handler.apply_batch(conn, [told(number, type=kind, state_changes=changes)])
+        assert (ROOM in heard.changed_rooms) == matters
+    redacted = output_pb2.EventRedacted(
+        redacted_event_id="$x", redacted_pdu_json=f'{{"content":{{}},"type":"{kind}"}}'.encode()
+    )
+    message = output_pb2.OutputMessage(
+        room_id=ROOM, entries=[output_pb2.OutputEntry(event_redacted=redacted)]
+    )
+    gone = LogMessage(4, "room.output.1.x", message.SerializeToString(), None, b"0")
+    assert handler.skim([gone]) is None
+    assert (ROOM in handler.apply_batch(conn, [gone]).changed_rooms) == matters
