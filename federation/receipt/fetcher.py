@@ -168,6 +168,11 @@ class Fetcher:
         return [name for name in ordered if name and name not in self._local_names][:MAX_SERVERS]
 
     async def _ask(self, view: RoomView, waiting: Event, wanted: Wanted, server: str) -> None:
+        signed = (await self._policy.of_received(view, [waiting]))[0]
+        if signed is not waiting:
+            # The policy came after it. What comes below wakes it, and is to find it signed.
+            await self._submit(view, [signed], server)
+            waiting = signed
         missing = set(wanted.missing_event_ids)
         lacks_auth = [event_id for event_id in waiting.auth_links if event_id in missing]
         if lacks_auth:

@@ -287,9 +287,13 @@ def wait(
 ) -> Judged:
     """Keep an event until what it needs is here and, the first time, tell what that is."""
     missing = list(dict.fromkeys(missing))
-    before = None
-    if load.is_waiting(batch, work.room_id) and waiting.load_waiting(batch.conn, [event.event_id]):
+    before = kept = None
+    if load.is_waiting(batch, work.room_id):
+        kept = waiting.load_waiting(batch.conn, [event.event_id]).get(event.event_id)
+    if kept is not None:
         before = waiting.load_missing(batch.conn, event.event_id)
+        if kept.pdu != event.pdu_json and policy.is_wanting(batch, work, kept.pdu, event):
+            waiting.replace_pdu(batch.conn, event.event_id, event.pdu_json)
     if before != sorted(missing):
         waiting.store_waiting(
             batch.conn,

@@ -4,7 +4,7 @@ Nobody is asked here: whoever writes an event to INPUT has asked the policy serv
 comes without a right one is refused where it was made here, and soft-failed where another server made it.
 """
 
-from matrixlib.events import Event
+from matrixlib.events import Event, parse_event
 from matrixlib.policy_servers import POLICY_KEY, PolicyServer, is_exempt, is_signed, policy_server_of
 from roomserver.input.apply import server_count
 from roomserver.input.auth import Refusal
@@ -21,6 +21,15 @@ def server_in_use(batch: Batch, work: RoomWork) -> PolicyServer | None:
     entry = work.entry(POLICY_KEY)
     server = policy_server_of(entry.event) if entry is not None else None
     return server if server is not None and server_count(batch, work, server.name) else None
+
+
+def is_wanting(batch: Batch, work: RoomWork, pdu_json: bytes, event: Event) -> bool:
+    """Whether an event that waits lacks the signature which it comes with now: the policy is the younger one."""
+    server = server_in_use(batch, work)
+    if server is None or not is_signed(event, server):
+        return False
+    kept = parse_event(pdu_json, work.version, event_id=event.event_id, verify_size=False)
+    return not is_signed(kept, server)
 
 
 def check(batch: Batch, work: RoomWork, event: Event) -> Refusal | None:

@@ -11,6 +11,7 @@ _STORE = Sql(
     "INSERT INTO waiting_event (event_id, room_id, origin, origin_server, room_version, pdu, created_ms)"
     " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
 )
+_REPLACE = Sql("UPDATE waiting_event SET pdu = ? WHERE event_id = ?")
 _STORE_FOR = Sql(
     "INSERT INTO waiting_for (missing_event_id, waiting_event_id) VALUES (?, ?)"
     " ON CONFLICT (missing_event_id, waiting_event_id) DO NOTHING"
@@ -72,6 +73,11 @@ def store_waiting(conn: Connection, event: WaitingEvent, missing: Iterable[str])
     )
     _DELETE_FOR.change(conn, event.event_id)
     _STORE_FOR.many(conn, [(event_id, event.event_id) for event_id in missing])
+
+
+def replace_pdu(conn: Connection, event_id: str, pdu: bytes) -> None:
+    """Keep another form of an event that waits: one with more signatures."""
+    _REPLACE.change(conn, pdu, event_id)
 
 
 def delete_waiting(conn: Connection, event_id: str) -> None:

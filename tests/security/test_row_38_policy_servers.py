@@ -316,7 +316,9 @@ async def test_fetched_events_are_asked_for(world: World) -> None:
     await world.us.parts.fetcher.fetch(
         Wanted(second.event_id, second.room_id, missing, world.eves.server_name, 0)
     )
-    assert {pdu["content"]["body"] for pdu in world.script.asked} == {"x 0", "x 1"}
+    # What waited is signed before that comes for which it waited, and asked for once.
+    assert [pdu["content"]["body"] for pdu in world.script.asked] == ["x 1", "x 0"]
+    assert list(world.written()) == [second.event_id, first.event_id]
     assert world.written() == {first.event_id: True, second.event_id: True}
 
 

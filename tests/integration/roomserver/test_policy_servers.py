@@ -186,6 +186,31 @@ def test_what_waited_is_judged_by_the_policy_too(bench: JudgeBench) -> None:
     ]
 
 
+def test_what_waited_when_the_policy_came_is_judged_with_the_signature_that_it_got_since(
+    bench: JudgeBench,
+) -> None:
+    room = Room("10")
+    bench.submit(local(room.room_id or "", [room.events[id_] for id_ in room.order]))
+    for user in (BOB, CAROL):
+        assert receive(bench, room.member(user, "join")).code == CODE.VERDICT_CODE_ACCEPTED
+    heads = room.heads
+    first = room.send(BOB, "m.room.message", {"body": "1"})
+    second = room.send(BOB, "m.room.message", {"body": "2"})
+    third = room.send(BOB, "m.room.message", {"body": "3"}, prev=[first.event_id])
+    for event in (second, third):
+        assert receive(bench, event).code == CODE.VERDICT_CODE_WAITING
+    policy = room.send(ALICE, POLICY_TYPE, policy_content(PS), state_key="", prev=heads)
+    assert send(bench, policy).code == CODE.VERDICT_CODE_ACCEPTED
+    waited = len(bench.entries)
+    # One comes again, signed; a copy without changes nothing of that.
+    for event in (recommended(second, PS), second):
+        assert receive(bench, event).code == CODE.VERDICT_CODE_WAITING
+    assert len(bench.entries) == waited, "what it waits for is known"
+    assert receive(bench, recommended(first, PS)).code == CODE.VERDICT_CODE_ACCEPTED
+    assert status_of(bench, second) == query_pb2.EVENT_STATUS_ACCEPTED
+    assert status_of(bench, third) == query_pb2.EVENT_STATUS_SOFT_FAILED
+
+
 def test_old_history_is_not_asked_for_signatures(bench: JudgeBench) -> None:
     room = Room("10")
     room_id = room.room_id or ""
