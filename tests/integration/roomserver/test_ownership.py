@@ -1,21 +1,22 @@
 """One owner per partition: the second's commit wins, the first is fenced; handover, expiry, one bad entry."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from arbor.log.v1.input_pb2 import InputEntry, ReplayRoom, VerdictCode
 from arbor.log.v1.output_pb2 import OutputMessage
 from arbor.roomserver.v1 import query_pb2
 from roomserver.rpc import exports, reads
-from roomserver.storage import dead_letters, garbage, rooms
+from roomserver.storage import dead_letters, garbage, rooms, tables
 from servicekit.errors import MatrixError
 from servicekit.grpc.errors import NOT_OWNER
 from servicekit.log.errors import OwnershipLost
 from servicekit.log.reader import LogReader
-from tests.support.judging import JudgeBench, local
+from tests.support.judging import JudgeBench, local, message
 from tests.support.nats import NatsProcess, running_nats, until
 from tests.support.rooms import ALICE, Room
 from tests.support.running_roomserver import config_for, running_roomserver, running_server, writing_world
@@ -152,6 +153,34 @@ async def test_a_second_process_takes_over_what_the_first_gives_up(
             stamps = [message.stamp for _, message in await world.output(2)]
             assert [stamp.output_no for stamp in stamps] == [1, 2]
             assert stamps[0].epoch < stamps[1].epoch
+
+
+async def test_an_import_goes_to_the_owner(tmp_path: Path, nats: NatsProcess, postgres_url: str) -> None:
+    config = config_for(tmp_path, nats, **{"databases.roomserver": postgres_url})
+    room = Room("12", creator="@far:b.example")
+
+    async def parts() -> AsyncIterator[query_pb2.ImportRequest]:
+        yield query_pb2.ImportRequest(
+            import_id="i",
+            room_id=room.room_id or "",
+            room_version="12",
+            state=[message(room.events[i]) for i in room.order],
+            part=1,
+        )
+
+    async with running_server(config) as first, running_server(config, "unix:/second.sock") as second:
+        with pytest.raises(MatrixError) as refused:
+            await second.admin.Import(parts(), None)
+        assert (refused.value.errcode, refused.value.owner_address) == (NOT_OWNER, first.address)
+        # Somebody takes over while the first still believes that it is the owner.
+        taken = update(tables.partition).values(
+            owner="unix:/third.sock", epoch=tables.partition.c.epoch + 1, lease_until=2**53
+        )
+        await first.database.write(lambda conn: conn.execute(taken).rowcount)
+        with pytest.raises(MatrixError) as fenced:
+            await first.admin.Import(parts(), None)
+        assert fenced.value.errcode == NOT_OWNER
+        assert (await first.database.read(garbage.count_rows))["event"] == 0
 
 
 async def test_processes_share_the_partitions(tmp_path: Path, nats: NatsProcess, postgres_url: str) -> None:
