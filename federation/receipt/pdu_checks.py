@@ -8,7 +8,7 @@ were given a redacted copy, and the redacted form is used.
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from matrixlib.signing import (
 
 # Signatures checked in one go on a thread, between which the loop runs.
 _CHUNK = 64
+# Events looked at between two turns of the loop, where there are many.
+_TURN = 500
 _THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -58,7 +60,7 @@ class PduChecker:
             parsed.append(_parse(pdu, room_version, room_id))
             if len(parsed) % _CHUNK == 0:
                 await asyncio.sleep(0)
-        keys = await self._keys_for(item for item in parsed if isinstance(item, Event))
+        keys = await self._keys_for([item for item in parsed if isinstance(item, Event)])
         if len(parsed) <= 4:
             return _verify_all(parsed, keys)
         results: list[Event | Dropped] = []
@@ -77,11 +79,13 @@ class PduChecker:
         """Check one PDU."""
         return (await self.check([pdu], room_version, room_id=room_id))[0]
 
-    async def _keys_for(self, events: Iterable[Event]) -> "_Keys":
+    async def _keys_for(self, events: Sequence[Event]) -> "_Keys":
         """Get every key that the events' required signatures name; unknown ones are left out."""
         # (server, enforce validity) -> key ids, and the times at which its events were made.
         wanted: dict[tuple[str, bool], tuple[set[str], set[int]]] = {}
-        for event in events:
+        for number, event in enumerate(events, 1):
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
             enforce = event.room_version.enforce_key_validity
             for name in event_signers(event):
                 server = str(name)

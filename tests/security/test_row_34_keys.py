@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from federation.clock import now_ms
 from federation.http.authentication import MAX_STRANGERS
 from federation.keys.remote import MAX_VALIDITY_MS, KeyObjectError, is_usable, read_key_object
 from federation.storage.keys import KeyRow
@@ -154,6 +155,37 @@ async def test_an_unknown_key_is_not_asked_for_again_and_again(
         )
         assert keys == {}
     assert len(peer.asked("server")) == 1
+
+
+async def test_keys_at_thousands_of_times_leave_the_loop_its_turns(
+    world: tuple[EvilPeer, EvilPeer, FederationAlone],
+) -> None:
+    peer, _, us = world
+    until_ms = now_ms() + 3_600_000
+    peer.answer("server", lambda _: peer.key_object(valid_until_ts=until_ms))
+    times = range(until_ms - 2500, until_ms + 2500)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(count())
+        # What is fetched is fetched first, so that the turns counted are those of looking.
+        await us.parts.ring.verify_keys_at(
+            peer.server_name, [peer.key.key_id], times[-1:], enforce_validity=True
+        )
+        before = turns
+        found = await us.parts.ring.verify_keys_at(
+            peer.server_name, [peer.key.key_id], times, enforce_validity=True
+        )
+        assert turns - before >= 4
+        counting.cancel()
+    right = {peer.key.key_id: peer.key.verify_key}
+    assert found == {at_ms: right if at_ms <= until_ms else {} for at_ms in times}
 
 
 async def test_claims_to_be_servers_never_met_do_not_fill_the_asking_for_keys(
