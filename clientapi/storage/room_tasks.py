@@ -8,6 +8,9 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from clientapi.storage.tables import blocked_rooms, room_tasks
 from clientapi.storage.upsert import insert_or_ignore
+from servicekit.database.raw import Sql
+
+_BLOCKER = Sql(f"SELECT blocker FROM {blocked_rooms.name} WHERE room_id = ?")  # noqa: S608
 
 Kind = Literal["purge_history", "delete_room"]
 Status = Literal["active", "complete", "failed"]
@@ -44,7 +47,8 @@ def load_blocked(conn: Connection, room_ids: list[str]) -> list[str]:
 
 def load_blocker(conn: Connection, room_id: str) -> str | None:
     """Return who blocked a room; None: it is not blocked."""
-    return conn.execute(select(blocked_rooms.c.blocker).where(blocked_rooms.c.room_id == room_id)).scalar()
+    row = _BLOCKER.row(conn, room_id)
+    return None if row is None else row[0]
 
 
 def store_blocked(conn: Connection, room_id: str, blocker: str, now_ms: int) -> None:

@@ -11,6 +11,13 @@ from clientapi.storage.tables import (
     uia_sessions,
     users,
 )
+from servicekit.database.raw import Sql
+
+_ACCESS_TOKEN = Sql(
+    "SELECT t.user_id, t.device_id, t.expires_ms, t.family, t.used,"  # noqa: S608
+    " u.admin, u.guest, u.deactivated, u.suspended, u.locked"
+    f" FROM {access_tokens.name} t JOIN {users.name} u ON u.user_id = t.user_id WHERE t.token_hash = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +74,8 @@ def store_access_token(
 
 def load_access_token(conn: Connection, token_hash: bytes) -> TokenRow | None:
     """Return what an access token stands for, or None."""
-    row = conn.execute(
-        select(
-            access_tokens.c.user_id,
-            access_tokens.c.device_id,
-            access_tokens.c.expires_ms,
-            access_tokens.c.family,
-            access_tokens.c.used,
-            users.c.admin,
-            users.c.guest,
-            users.c.deactivated,
-            users.c.suspended,
-            users.c.locked,
-        )
-        .join(users, users.c.user_id == access_tokens.c.user_id)
-        .where(access_tokens.c.token_hash == token_hash)
-    ).one_or_none()
-    return None if row is None else TokenRow(*tuple(row))
+    row = _ACCESS_TOKEN.row(conn, token_hash)
+    return None if row is None else TokenRow(*row[:4], *map(bool, row[4:]))
 
 
 def mark_access_token_used(conn: Connection, token_hash: bytes, family: str) -> None:
