@@ -134,8 +134,10 @@ class OutboxPublisher:
         if not entries:
             return False
         try:
+            payloads = {(entry.partition, entry.output_no): entry.data for entry in entries}
             for item in await self._relay.publish(entries):
-                user_positions.note_told(item.sequence)
+                for user_id in _users_of(payloads.get((item.partition, item.output_no), b"")):
+                    user_positions.note(user_id, item.sequence)
         except OwnershipLost as error:  # pragma: no cover - the relay is unfenced
             log.error("outbox_relay_failed", error=str(error))
         published = self._relay.deletable()
@@ -151,6 +153,12 @@ class OutboxPublisher:
             return self._storage.load(conn, partition=partition, after=after, before=before)
 
         return await self._db.read(load)
+
+
+def _users_of(data: bytes) -> set[str]:
+    """Return whose doing a message tells of."""
+    message = output_pb2.OutputMessage.FromString(data)
+    return {message.user_id or entry.receipt.user_id for entry in message.entries}
 
 
 def last_told_sequence(conn: Connection) -> int:

@@ -258,9 +258,12 @@ async def test_settings_and_receipts_are_in_the_next_sync(
         await bob.put(f"{mine}/account_data/org.example", {"number": number})
         await bob.put(f"{mine}/rooms/{segment(room_id)}/tags/u.mine", {"order": number / 10})
         await bob.post(f"/rooms/{segment(room_id)}/receipt/m.read/{segment(said)}")
+        # Also where the same request was answered before.
+        await bob.sync(since)
+        await bob.put(f"{mine}/account_data/org.example", {"number": -number})
         answer = await bob.sync(since)
         contents = {event["type"]: event["content"] for event in answer["account_data"]["events"]}
-        assert contents["org.example"] == {"number": number}
+        assert contents["org.example"] == {"number": -number}
         room = answer["rooms"]["join"][room_id]
         tags = {event["type"]: event["content"] for event in room["account_data"]["events"]}["m.tag"]
         assert tags["tags"]["u.mine"]["order"] == number / 10

@@ -45,7 +45,7 @@ async def test_a_read_waits_until_what_is_committed_is_told() -> None:
             await asyncio.sleep(0)
         assert not reading.done()
         untold.expect()  # a later one is not waited for
-        positions.note_told(7)
+        positions.note("@alice:here", 7)
         untold.told(mark)
     assert waited == [7]
 
