@@ -9,6 +9,9 @@ from matrixlib.power_levels import CREATE_KEY, POWER_LEVELS_KEY, PowerLevels
 from matrixlib.room_versions import RoomVersion
 from servicekit.errors import MatrixError, forbidden, not_found
 
+# What a room stands on, and what would shut every server out once it is empty. The auth rules allow it.
+NEVER_REDACTED = ("m.room.create", "m.room.server_acl")
+
 
 class Redactions:
     """Sends redactions of local users."""
@@ -41,6 +44,8 @@ class Redactions:
             if member is None or member.membership != "join":
                 raise forbidden("You are not in this room")
             raise not_found("There is no such event in this room")
+        if target.type in NEVER_REDACTED and target.state_key is not None:
+            raise forbidden(f"{target.type} cannot be redacted; set it anew where that is possible")
         found = target
         draft = Draft("m.room.redaction", content, redacts=target_id)
 

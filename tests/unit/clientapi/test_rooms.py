@@ -268,6 +268,18 @@ async def test_rooms_one_is_not_in_or_that_are_not_there(world: World) -> None:
     assert await bob.fails("PUT", "/rooms/nonsense/send/m.room.message/t", {}) == (400, "M_INVALID_PARAM")
 
 
+async def test_what_a_room_stands_on_is_not_redacted(world: World) -> None:
+    alice = await world.user()
+    room = await make(world, alice)
+    path = f"/rooms/{room.room_id}"
+    acl = (await alice.ok("PUT", f"{path}/state/m.room.server_acl", {"allow": ["*"]}))["event_id"]
+    create = room.state["m.room.create", ""].event_id
+    for number, target in enumerate((acl, create)):
+        assert await alice.fails("PUT", f"{path}/redact/{target}/{number}", {}) == (403, "M_FORBIDDEN")
+    topic = (await alice.ok("PUT", f"{path}/state/m.room.topic", {"topic": "x"}))["event_id"]
+    await alice.ok("PUT", f"{path}/redact/{topic}/t", {})
+
+
 async def test_only_some_may_redact(world: World) -> None:
     alice, bob, carol = [await world.user() for _ in range(3)]
     room = await make(world, alice, preset="public_chat")
