@@ -151,6 +151,7 @@ class ClientApi:
             group.create_task(follow_revocations(self._connection, self._sessions))
             group.create_task(self._rooms.profile_updates.run())
             group.create_task(self._rooms.tasks.run())
+            group.create_task(self._rooms.typing.run())
             group.create_task(self._flush_seen())
             self._group = group
             early, self._early = self._early, []

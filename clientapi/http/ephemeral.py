@@ -3,16 +3,14 @@
 import msgspec
 from sqlalchemy import Connection
 
-from arbor.log.v1 import live_pb2, output_pb2
+from arbor.log.v1 import output_pb2
 from clientapi.accounts.account_data import AccountDataStore
 from clientapi.accounts.sessions import Session
 from clientapi.clock import Clock
 from clientapi.http.edge import EMPTY, Edge, check_event_id, read_body, room_id_of
 from clientapi.rooms.parts import Rooms
-from servicekit.errors import forbidden, invalid_param, unavailable
+from servicekit.errors import forbidden, invalid_param
 from servicekit.http import Request, Response, Router
-from servicekit.log.errors import LogError
-from servicekit.log.subjects import typing_subject
 
 MAX_TYPING_MS = 120_000
 DEFAULT_TYPING_MS = 30_000
@@ -54,19 +52,10 @@ class EphemeralEndpoints:
         if timeout_ms < 0:
             raise invalid_param("timeout must not be negative")
         await self._check_joined(room_id, session)
-        until_ms = self._clock() + min(timeout_ms, MAX_TYPING_MS) if body.typing else 0
-        typing = live_pb2.Typing(
-            room_id=room_id, user_id=session.user_id, typing=body.typing, until_ms=until_ms
-        )
-        connection = self._rooms.sender.writer.connection
-        try:
-            await connection.publish(
-                typing_subject(room_id, connection.partitions),
-                live_pb2.LiveMessage(typing=typing).SerializeToString(),
-                timeout_s=2.0,
-            )
-        except LogError as error:
-            raise unavailable() from error
+        if body.typing:
+            await self._rooms.typing.begin(room_id, session.user_id, min(timeout_ms, MAX_TYPING_MS))
+        else:
+            await self._rooms.typing.end(room_id, session.user_id)
         return EMPTY
 
     async def post_receipt(self, request: Request) -> Response:

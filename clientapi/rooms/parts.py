@@ -18,6 +18,7 @@ from clientapi.rooms.successors import Successors
 from clientapi.rooms.third_party_invites import ThirdPartyInvites
 from clientapi.rooms.third_party_joins import ThirdPartyJoins
 from clientapi.rooms.thread_roots import ThreadRoots
+from clientapi.rooms.typing import Typing
 from clientapi.rooms.upgrade import RoomUpgrades
 from servicekit.config import Config
 from servicekit.database import Database
@@ -53,6 +54,7 @@ class Rooms:
         self.creator = RoomCreator(
             config, db, sender, self.memberships, self.third_party_invites, self.aliases, clock
         )
+        self.typing = Typing(sender, clock)
         self.tasks = RoomTasks(config, db, sender, self.memberships, self.creator, clock)
         self.upgrades = RoomUpgrades(db, sender, self.creator, self.successors)
         self.public_rooms = PublicRooms(config, db, sender)

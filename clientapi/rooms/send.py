@@ -71,6 +71,8 @@ class RoomSender:
         self._lanes: OrderedDict[str, RoomLane] = OrderedDict()
         self._in_progress: dict[TransactionKey, asyncio.Future[Sent]] = {}
         self._done: OrderedDict[TransactionKey, Sent] = OrderedDict()
+        self.on_left: Callable[[str, str], None] = lambda room_id, user_id: None
+        """Called when a local user had somebody, or oneself, leave a room."""
 
     async def send(self, room_id: str, wish: Wish, key: TransactionKey | None = None) -> Sent:
         """Send one event and return it once it is stored and judged.
@@ -84,7 +86,11 @@ class RoomSender:
             MatrixError: what the client is answered; 503 when NATS or the RoomServer does not answer in time.
         """
         if key is None:
-            return await self._await(self.lane(room_id).submit(wish, None), wish.sender)
+            sent = await self._await(self.lane(room_id).submit(wish, None), wish.sender)
+            draft = wish.draft
+            if draft.type == "m.room.member" and draft.content.get("membership") in ("leave", "ban"):
+                self.on_left(room_id, draft.state_key or "")
+            return sent
         done = self._done.get(key)
         if done is not None:
             _repeated.inc()

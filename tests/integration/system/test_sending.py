@@ -245,6 +245,39 @@ async def persistently(client: MatrixClient, room_id: str, txn_id: str) -> str:
             await asyncio.sleep(0.1)
 
 
+async def test_typing_ends_with_its_time_and_with_leaving(
+    homeserver: Homeserver, session: aiohttp.ClientSession, unique: Callable[[str], str]
+) -> None:
+    alice, bob = [await homeserver.register(session, unique(name)) for name in ("alice", "bob")]
+    room_id = await alice.create_room(preset="public_chat")
+    await bob.join(room_id)
+    path = f"/rooms/{segment(room_id)}/typing/{segment(bob.user_id)}"
+    since = (await alice.sync())["next_batch"]
+
+    async def who_types(since: str) -> tuple[list[str], str]:
+        while True:
+            answer = await alice.sync(since, 30_000)
+            since = answer["next_batch"]
+            ephemeral = answer.get("rooms", {}).get("join", {}).get(room_id, {}).get("ephemeral", {})
+            for event in ephemeral.get("events", []):
+                if event["type"] == "m.typing":
+                    return event["content"]["user_ids"], since
+
+    async with asyncio.timeout(20):
+        await bob.put(path, {"typing": True, "timeout": 300})
+        users, since = await who_types(since)
+        assert users == [bob.user_id]
+        # Nobody does anything, and she hears of the end all the same.
+        users, since = await who_types(since)
+        assert users == []
+        await bob.put(path, {"typing": True, "timeout": 60_000})
+        users, since = await who_types(since)
+        assert users == [bob.user_id]
+        await bob.leave(room_id)
+        users, since = await who_types(since)
+        assert users == []
+
+
 async def test_settings_and_receipts_are_in_the_next_sync(
     homeserver: Homeserver, session: aiohttp.ClientSession, unique: Callable[[str], str]
 ) -> None:
