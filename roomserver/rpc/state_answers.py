@@ -71,8 +71,9 @@ def _read_nids(
 
 def _without_members(conn: Connection, state: dict[int, int], own: events.EventRow | None) -> list[int]:
     """The state's events but for members that nobody needs at once (see `omit_members` in query.proto)."""
-    keys = states.load_keys(conn, state)
-    members = {nid: number for number, nid in state.items() if keys[number][0] == MEMBER}
+    # Of a large room nearly all are members, whose keys nobody needs.
+    keys = states.load_keys_of_other_types(conn, state, MEMBER)
+    members = {nid: number for number, nid in state.items() if number not in keys}
     nids = [nid for nid in state.values() if nid not in members]
     kept = {nid for nid in members if own is not None and nid in own.auth}
     if not any(key in NAMES for key in keys.values()):

@@ -18,6 +18,7 @@ LEAVE: Final = 3
 # Types and state keys are two lists side by side: looked up by type first, which few are.
 _BY_KEYS = Sql("SELECT id, type, state_key FROM state_key WHERE type IN ? AND state_key IN ?")
 _BY_IDS = Sql("SELECT id, type, state_key FROM state_key WHERE id IN ?")
+_OTHERS_BY_IDS = Sql("SELECT id, type, state_key FROM state_key WHERE id IN ? AND type <> ?")
 _INSERT = Sql(
     "INSERT INTO state_key (id, type, state_key) VALUES (?, ?, ?) ON CONFLICT (type, state_key) DO NOTHING"
 )
@@ -72,6 +73,11 @@ def load_keys(conn: Connection, key_ids: Iterable[int]) -> dict[int, StateKey]:
     for part in chunks(list(key_ids), 20_000):
         found.update((row[0], (row[1], row[2])) for row in _BY_IDS.rows(conn, list(part)))
     return found
+
+
+def load_keys_of_other_types(conn: Connection, key_ids: Iterable[int], type_: str) -> dict[int, StateKey]:
+    """number -> state key, those of a type left out."""
+    return {row[0]: (row[1], row[2]) for row in _OTHERS_BY_IDS.rows(conn, list(key_ids), type_)}
 
 
 def store_keys(conn: Connection, keys: Iterable[tuple[int, StateKey]]) -> dict[StateKey, int]:

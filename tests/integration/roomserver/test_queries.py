@@ -117,6 +117,41 @@ async def test_a_resolution_is_explained(world: World) -> None:
     assert not unknown.known
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["without a name", "with a name"])
+async def test_most_members_are_left_out_of_a_state(world: World, named: bool) -> None:
+    room = Room("11")
+    room_id = room.room_id or ""
+    if named:
+        room.send(ALICE, "m.room.name", {"name": "A room"}, state_key="")
+    await world.submit(local(room_id, [room.events[i] for i in room.order]))
+    for number in range(8):
+        user = f"@user{number}:b.example"
+        await world.submit(foreign(room_id, [room.member(user, "join")]))
+    again = room.member("@user7:b.example", "join", content={"displayname": "Seven"})
+    assert (await world.submit(foreign(room_id, [again]))).code == CODE.VERDICT_CODE_ACCEPTED
+    request = query_pb2.QueryStateRequest(
+        room_id=room_id,
+        event_ids=[again.event_id],
+        omit_members=True,
+        with_auth_chain=True,
+        with_own_auth_chain=True,
+    )
+    answers = [part async for part in world.query.QueryState(request)]
+    told = [room.events[event.event_id] for part in answers for event in part.state]
+    chain = {event.event_id for part in answers for event in part.auth_chain}
+    state = room.before[again.event_id]
+    assert {event.event_id for event in told if event.type != "m.room.member"} == {
+        event_id for (type_, _), event_id in state.items() if type_ != "m.room.member"
+    }
+    # What the event is judged by; where nothing names the room, the first five others too.
+    members = {event.state_key for event in told if event.type == "m.room.member"}
+    heroes = {ALICE, *(f"@user{number}:b.example" for number in range(4))}
+    assert members == ({"@user7:b.example"} if named else {"@user7:b.example", *heroes})
+    needed = {link for event in (again, *told) for link in event.auth_links}
+    assert needed <= chain | {event.event_id for event in told}
+    assert not chain & {event.event_id for event in told}
+
+
 async def test_an_import_streams_in_and_its_snapshot_out(world: World) -> None:
     room = Room("12", creator=BOB).with_members(*[f"@user{n}:b.example" for n in range(60)])
     join = room.member(ERIN, "join")
