@@ -12,7 +12,7 @@ NOTSPEC: `next_batch` of groups is left out; the one of all results leads on. Wh
 
 import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ MAX_RESULTS = 500
 MAX_LIMIT = 100
 MAX_CONTEXT = 50
 MAX_WORDS = 20
+MAX_ROOMS = 10_000
 PAGE = 100
 KEYS = {
     "content.body": ("m.room.message", "body"),
@@ -196,15 +197,45 @@ def _rank(event: StoredEvent, criteria: Criteria, plain: tuple[bytes, ...]) -> f
 
 
 def _accesses(connection: Connection, caller: Caller, filter_: EventFilter) -> dict[str, access.Access]:
+    rooms = None if filter_.rooms is None else _with_predecessors(connection, filter_.rooms)
     found: dict[str, access.Access] = {}
     for row in members.load_rooms_of_user(connection, caller.user_id):
-        if row.forgotten or row.joined_until is None or not filter_.passes_room(row.room_id):
+        if row.forgotten or row.joined_until is None or row.room_id in filter_.not_rooms:
+            continue
+        if rooms is not None and row.room_id not in rooms:
             continue
         try:
             found[row.room_id] = access.find_access(connection, row.room_id, caller.user_id)
         except MatrixError:
             continue
     return found
+
+
+def _with_predecessors(connection: Connection, room_ids: Iterable[str]) -> set[str]:
+    """Add the rooms that these were upgraded from: to who searches in a room it is one with those before it.
+
+    A room is believed to follow another only if the other's tombstone says so, too.
+    """
+    found: set[str] = set()
+    pending = list(room_ids)
+    while pending and len(found) < MAX_ROOMS:
+        room_id = pending.pop()
+        if room_id in found:
+            continue
+        found.add(room_id)
+        predecessor = _content(connection, room_id, "m.room.create").get("predecessor")
+        old_id = predecessor.get("room_id") if isinstance(predecessor, dict) else None
+        if isinstance(old_id, str):
+            tombstone = _content(connection, old_id, "m.room.tombstone")
+            if tombstone.get("replacement_room") == room_id:
+                pending.append(old_id)
+    return found
+
+
+def _content(connection: Connection, room_id: str, type_: str) -> dict[str, Any]:
+    event = state.load_state_event(connection, room_id, type_, "")
+    content: dict[str, Any] = {} if event is None else orjson.loads(event.body + b"}")["content"]
+    return content
 
 
 def find_matches(

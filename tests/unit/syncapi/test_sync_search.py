@@ -148,3 +148,18 @@ def test_bad_requests(room_events: Any, next_batch: str | None, errcode: str) ->
         search_http.parse_criteria({"search_categories": {"room_events": room_events}}, next_batch)
     assert (caught.value.errcode, caught.value.http_status) == (errcode, 400)
     assert search_http.parse_criteria({"search_categories": {}}, None) is None
+
+
+async def test_a_search_in_a_room_is_one_in_those_before_it(world: SyncWorld) -> None:
+    oldest, old, new, stranger = [world.room(ALICE) for _ in range(4)]
+    for before, after in ((oldest, old), (old, new)):
+        before.state(ALICE, "m.room.tombstone", "", {"replacement_room": after.room_id})
+        after.state(ALICE, "m.room.create", "", {"predecessor": {"room_id": before.room_id}})
+    # One that only says that it followed.
+    stranger.state(ALICE, "m.room.create", "", {"predecessor": {"room_id": old.room_id}})
+    said = [room.say(ALICE, "martians") for room in (oldest, old, new)]
+    assert ids(search(world, ALICE, "martians", filter={"rooms": [new.room_id]})) == said[::-1]
+    assert ids(search(world, ALICE, "martians", filter={"rooms": [oldest.room_id]})) == said[:1]
+    assert ids(search(world, ALICE, "martians", filter={"rooms": [stranger.room_id]})) == []
+    without = {"rooms": [new.room_id], "not_rooms": [oldest.room_id]}
+    assert ids(search(world, ALICE, "martians", filter=without)) == [said[2], said[1]]
