@@ -1,6 +1,7 @@
 """`GET /rooms/{roomId}/hierarchy`: the rooms of a space that the caller may look into; other servers tell
 of those that are not known here."""
 
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -26,6 +27,7 @@ MAX_ROOMS = 500
 MAX_ASKED = 10
 REMOTE_S = 5.0
 NOTHING = b'{"rooms":[]}'
+_TOKEN = re.compile(r"h1_([0-9]{1,6})_([0-9]{1,2})_([01])", re.ASCII)
 
 _SUMMARY_STATE: dict[str, tuple[str, str]] = {
     "name": ("m.room.name", "name"),
@@ -182,7 +184,7 @@ def load_hierarchy(
         raise access.no_access()
     answer: dict[str, Any] = {"rooms": found[start : start + limit]}
     if len(found) > start + limit:
-        answer["next_batch"] = f"h1_{start + limit}"
+        answer["next_batch"] = f"h1_{start + limit}_{max_depth}_{int(suggested_only)}"
     return orjson.dumps(answer), wanted
 
 
@@ -203,13 +205,20 @@ def may_see_told(connection: Connection, user_id: str, summary: Mapping[str, Any
     return any(row is not None and row.joined_until == MAX_POSITION for row in rooms_of)
 
 
-def _start(token: str | None) -> int:
+def _start(token: str | None, max_depth: int, suggested_only: bool) -> int:
+    """Return after how many rooms a page begins.
+
+    Raises:
+        MatrixError: M_INVALID_PARAM for a token that is none, or one of another question.
+    """
     if token is None:
         return 0
-    number = token.removeprefix("h1_")
-    if not token.startswith("h1_") or not number.isascii() or not number.isdigit() or len(number) > 6:
+    match = _TOKEN.fullmatch(token)
+    if match is None:
         raise _invalid()
-    return int(number)
+    if (int(match[2]), match[3] == "1") != (max_depth, suggested_only):
+        raise invalid_param("max_depth and suggested_only cannot change from page to page")
+    return int(match[1])
 
 
 def _invalid() -> MatrixError:
@@ -223,14 +232,16 @@ def add_routes(router: Router, edge: Edge) -> None:
 
     async def get_hierarchy(request: Request) -> Response:
         caller = await edge.caller(request)
+        max_depth = request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH)
+        suggested_only = request.query_bool("suggested_only")
         load = partial(
             load_hierarchy,
             caller=caller,
             room_id=request.path_params["room_id"],
-            start=_start(request.query.get("from")),
+            start=_start(request.query.get("from"), max_depth, suggested_only),
             limit=request.query_int("limit", MAX_LIMIT, minimum=1, maximum=MAX_LIMIT),
-            max_depth=request.query_int("max_depth", MAX_DEPTH, maximum=MAX_DEPTH),
-            suggested_only=request.query_bool("suggested_only"),
+            max_depth=max_depth,
+            suggested_only=suggested_only,
         )
         # Others' spaces hold others' rooms: level by level, as long as that takes no more than some seconds.
         until_s = time.monotonic() + REMOTE_S

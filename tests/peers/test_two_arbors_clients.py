@@ -305,6 +305,13 @@ async def test_spaces_and_times_across(two: Two) -> None:
     assert await names(ours) == ["ours", "all", "inner", "leaf"]
     assert await names(ours, suggested_only="true") == ["ours", "all"]
     assert await names(ours, max_depth="1") == ["ours", "all"]
+    path = f"/_matrix/client/v1/rooms/{ours}/hierarchy"
+    page = await bob.request("GET", path, query={"limit": "1"})
+    assert await names(ours, limit="2", **{"from": page["next_batch"]}) == ["all", "inner"]
+    for other in ({"max_depth": "1"}, {"suggested_only": "true"}):
+        with pytest.raises(ClientError) as caught:
+            await names(ours, limit="1", **{"from": page["next_batch"]}, **other)
+        assert (caught.value.status, caught.value.errcode) == (400, "M_INVALID_PARAM")
 
     async def summary(room: str, **query: str) -> Any:
         return await bob.request("GET", f"/_matrix/client/v1/room_summary/{quote(room)}", query=query)
