@@ -187,6 +187,7 @@ class Processor:
         taken = await self._database.write(self._leases.take, set(self._held))
         if not taken:
             return
+        self._judge.forget_numbers()
         info = await self._connection.load_stream(INPUT)
         epoch = info.epoch if info is not None else ""
         anew = [item.row for item in taken if item.row.input_epoch != epoch]

@@ -30,6 +30,7 @@ from roomserver.input.work import Held, Outcome, Work
 from roomserver.memory import Memory
 from roomserver.storage import dead_letters, partitions, rooms
 from roomserver.storage import outputs as output_rows
+from roomserver.storage.ids import Allocator
 from roomserver.storage.staging import ImportJob
 from servicekit.log.applying import is_transient
 from servicekit.log.errors import OwnershipLost, StopFollowing, UnknownEntryKind
@@ -102,6 +103,7 @@ class Judge:
     def apply_singly(self, conn: Connection, work: Work, held: dict[int, Held]) -> Outcome:
         """Judge a batch entry by entry in savepoints, bad ones into `dead_letter`."""
         self._pending = []
+        self.forget_numbers()
         requests = self._decode(work, held)
         for request in requests:
             self.memory.rooms.drop(request.room_id)
@@ -212,6 +214,13 @@ class Judge:
         self._pending.append(batch)
         fault_point("roomserver.import_page")
         return job
+
+    def forget_numbers(self) -> None:
+        """Take new blocks of numbers from here on: others, who hold younger blocks, have numbered events of our rooms.
+
+        An event's auth events must have smaller numbers than the event (`storage.tables`).
+        """
+        self.memory.ids = Allocator()
 
     # -- called after the transaction
 

@@ -374,3 +374,17 @@ def test_the_auth_chain_of_what_is_not_committed_is_nobodys(bench: JudgeBench) -
     assert bench.database.read_sync(graph.read_auth_chain, asked) == []
     assert verdict_of(bench, commit(room, join)).code == CODE.VERDICT_CODE_ACCEPTED
     assert len(bench.database.read_sync(graph.read_auth_chain, asked)) > 1
+
+
+def test_an_event_has_a_greater_number_than_what_it_cites_though_that_was_judged_alone(
+    bench: JudgeBench,
+) -> None:
+    own = Room("11")
+    bench.submit(local(own.room_id or "", [own.events[i] for i in own.order]))
+    room, state, join = far_room(3)
+    bench.stage("i", room.room_id or "", "11", state)
+    assert bench.submit(commit(room, join))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    said = room.send(ERIN, "m.room.message", {"body": "here"})
+    assert bench.submit(local(room.room_id or "", [said]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    numbers = bench.database.read_sync(events.load_known, [join.event_id, said.event_id])
+    assert numbers[said.event_id] > numbers[join.event_id]
