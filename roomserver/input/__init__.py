@@ -7,7 +7,7 @@ local         entries of our own users: whole or not at all, on the present head
 federation    events of other servers, one by one; what waits for others
 history       older events, outliers, memberships in rooms that we are not in
 import_pages  an import's events, page by page, before the entry that commits them
-commit_import, purge, replay     the other kinds of entries
+commit_import, partial, purge, replay     the other kinds of entries
 gaps          prev events that are not here, and when they come
 heads         which heads a local entry must be built on
 auth          auth at the auth events and at the state before

@@ -248,6 +248,7 @@ def _count_servers(batch: Batch, work: RoomWork, steps: dict[str, int], changes:
     if was_local and not work.row.local_joined:
         changes.ended = True
         work.row.participating = False
+        work.row.partial_join = 0  # frozen as it is: nobody completes it any more
     elif work.row.local_joined and not work.row.participating:
         changes.began = True
         work.row.participating = True
@@ -328,8 +329,10 @@ def tell(
         )
 
 
-def tell_rewrite(work: RoomWork, snapshot_id: int, event_id: str, entries: int, *, began: bool) -> None:
-    """Tell that the current state was replaced as a whole."""
+def tell_rewrite(
+    work: RoomWork, snapshot_id: int, event_id: str, entries: int, *, began: bool, partial: bool = False
+) -> None:
+    """Tell that the current state was replaced as a whole; `partial`: members are missing from it."""
     outputs.tell(
         work,
         OutputEntry(
@@ -340,6 +343,7 @@ def tell_rewrite(work: RoomWork, snapshot_id: int, event_id: str, entries: int, 
                 room_version=work.version.identifier,
                 participation=work.row.participation,
                 participation_began=began,
+                partial=partial,
             )
         ),
     )

@@ -2,6 +2,7 @@
 
     format, id, hash          REJECTED, not stored; a wrong content hash leaves the redacted form
     known                     DUPLICATE, or as it was refused then
+    the room is partial       WAITING for the whole state (under the room's id), told nobody
     auth or prev missing      WAITING, stored aside, told as RoomMissing
     auth at its auth events   REJECTED, stored with the rule
     state before              from the prev events, resolved where branches meet; or as the other server
@@ -162,6 +163,9 @@ def judge_event(
         )
     if known is not None and (known.in_graph or known.status == REJECTED):
         return Judged(Code.VERDICT_CODE_DUPLICATE, known)
+    if work.row.partial_join:
+        # Who may do what is not known for certain: it is judged, like all that came before it, by the whole state.
+        return wait(batch, work, event, origin_server, [work.room_id], tell=False)
     if event.type == "m.room.create":
         return Judged(
             Code.VERDICT_CODE_REJECTED, None, Refusal("format", "the room has a create event", "M_BAD_JSON")

@@ -52,6 +52,8 @@ def judge_history(batch: Batch, requests: list[Request]) -> None:
         submit = request.entry.submit_events
         work = batch.work(request.room_id)
         refusal = federation.refuse_room(work, submit)
+        if refusal is None and work is not None and work.row.partial_join:
+            refusal = local.PARTIAL  # who was in the room then is not known yet
         if refusal is not None or work is None or not submit.events:
             local.refuse(batch, request, refusal or Refusal("format", "an entry has events", "M_BAD_JSON"))
             continue

@@ -4,6 +4,7 @@ transaction key known?      DUPLICATE
 events known?               DUPLICATE, or as they were refused then
 room, version, format, ids  REJECTED
 built on the present heads? STALE, unless it may fork
+a partial room's member?    REJECTED (`partial`), but for a user's own who is joined
 auth, event by event        REJECTED, the first offender named
 policy server, each event   REJECTED, if the room has one and it has not signed
 apply                       ACCEPTED
@@ -24,6 +25,7 @@ from roomserver.memory import Allowed
 from roomserver.rooms import Room, RoomWork
 from roomserver.storage.events import ACCEPTED, REJECTED, SOFT_FAILED, EventRow
 from roomserver.storage.rooms import RoomRow
+from roomserver.storage.states import JOIN
 
 Code = input_pb2.VerdictCode
 MAX_EVENTS = 500
@@ -31,6 +33,7 @@ MAX_EVENTS = 500
 QUARANTINED = Refusal(
     "quarantined", "the room takes no events since one of them could not be applied", "M_UNKNOWN"
 )
+PARTIAL = Refusal("partial", "the room's members are not all known yet: try again", "M_UNKNOWN")
 UNKNOWN_ROOM = Refusal("unknown_room", "there is no such room here", "M_NOT_FOUND")
 
 
@@ -49,6 +52,9 @@ def judge(batch: Batch, request: Request) -> None:
         work = _create_room(batch, request, events)
     elif not heads.is_current(work, list(submit.built_on)) and not submit.may_fork:
         _answer_stale(batch, request, work, events)
+        return
+    elif work.row.partial_join and (uncertain := _first_uncertain(batch, work, events)) is not None:
+        refuse(batch, request, PARTIAL, uncertain)
         return
     mark = batch.mark(work) if len(events) > 1 or created else None
     row: EventRow | None = None
@@ -191,6 +197,23 @@ def _parse(
             [],
         )
     return None, 0, events
+
+
+def _first_uncertain(batch: Batch, work: RoomWork, events: list[Event]) -> int | None:
+    """Of events for a partial room, the first that cannot be judged before its members are known; None: all can.
+
+    What a joined user sends and changes of the room is judged by that user's own membership and by state that is
+    no membership: that is here. A membership is somebody else's, or its user comes in: what it was is not known.
+    """
+    for index, event in enumerate(events):
+        if event.type != "m.room.member":
+            continue
+        key = ("m.room.member", event.sender)
+        entry = batch.entries(work, [key]).get(key)
+        is_own = event.state_key == event.sender and event.membership in ("join", "leave")
+        if not is_own or apply.membership_number(entry) != JOIN:
+            return index
+    return None
 
 
 def _has_servers(batch: Batch, work: RoomWork) -> bool:

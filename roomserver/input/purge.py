@@ -22,7 +22,10 @@ def judge(batch: Batch, request: Request) -> None:
     if work is None:
         local.refuse(batch, request, local.UNKNOWN_ROOM)
         return
-    if purge.before_event_id:
+    if purge.before_event_id and work.row.partial_join:
+        # The states of what was sent since the join are still to be worked out, each from the one before.
+        local.refuse(batch, request, local.PARTIAL)
+    elif purge.before_event_id:
         _purge_history(batch, request, work, purge)
     else:
         _purge_room(batch, request, work)

@@ -66,6 +66,7 @@ def read_latest(
         depth=min(max(depths.values(), default=0), 2**53 - 1),
         participating=row.participating,
         quarantined=row.quarantined_ms > 0,
+        partial=row.partial_join > 0,
     )
     if request.all_state:
         found = _CURRENT_ALL.rows(conn, row.nid)
@@ -234,6 +235,7 @@ def read_rooms(
             quarantined=row.quarantined_ms > 0,
             forward_extremities=len(row.heads),
             state=state.get(row.nid, ()),
+            partial=row.partial_join > 0,
         )
     return response
 

@@ -1,8 +1,8 @@
 """Collecting what nothing refers to any more; each statement checks the references itself.
 
-A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it; so chains
-of bases go from their ends, in a few rounds. Snapshots go only in partitions whose owner collects: other
-owners have some of theirs in memory.
+A snapshot is kept while an event, a room, a resolved state or another snapshot's base refers to it, or what
+readers were told; so chains of bases go from their ends, in a few rounds. Snapshots go only in partitions whose
+owner collects: other owners have some of theirs in memory.
 """
 
 from collections.abc import Collection
@@ -27,6 +27,7 @@ _USED = (
     "SELECT snapshot_before FROM event UNION SELECT snapshot_after FROM event UNION SELECT"
     " snapshot_id FROM room"
     " UNION SELECT snapshot_id FROM resolved_snapshot UNION SELECT base_id FROM snapshot"
+    " UNION SELECT snapshot_id FROM told_snapshot"
 )
 _RULES: dict[str, str] = {
     "transaction_key": "created_ms < ?",

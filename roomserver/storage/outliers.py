@@ -19,6 +19,7 @@ _STORE = Sql(
     " excluded.stripped"
 )
 _DELETE = Sql("DELETE FROM outlier_membership WHERE room_id = ?")
+_DELETE_OF = Sql("DELETE FROM outlier_membership WHERE room_id = ? AND user_id = ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +62,8 @@ def store_outlier(conn: Connection, outlier: Outlier) -> None:
 def delete_outliers(conn: Connection, room_id: str) -> None:
     """We are in the room: its own state says who is what."""
     _DELETE.change(conn, room_id)
+
+
+def delete_outlier(conn: Connection, room_id: str, user_id: str) -> None:
+    """The room's own state says what this user is; of others it may not say it yet."""
+    _DELETE_OF.change(conn, room_id, user_id)

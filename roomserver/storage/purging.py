@@ -24,6 +24,7 @@ _OF_ROOM = (
     "DELETE FROM current_state WHERE room_nid = ?",
     "DELETE FROM room_server WHERE room_nid = ?",
     "DELETE FROM snapshot WHERE room_nid = ?",
+    "DELETE FROM told_snapshot WHERE room_nid = ?",
     "DELETE FROM resolved_snapshot WHERE room_nid = ?",
     "DELETE FROM missing_prev WHERE room_nid = ?",
     "DELETE FROM pending_redaction WHERE room_nid = ?",

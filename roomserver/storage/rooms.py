@@ -10,23 +10,24 @@ from servicekit.database.raw import Sql
 
 _COLUMNS = (
     "nid, room_id, version, partition, heads, snapshot_id, joined, invited, local_joined, state_entries,"
-    " participation, participating, quarantined_ms, last_output_no"
+    " participation, participating, quarantined_ms, last_output_no, partial_join"
 )
 _BY_ID = Sql(f"SELECT {_COLUMNS} FROM room WHERE room_id IN ?")
 _BY_NID = Sql(f"SELECT {_COLUMNS} FROM room WHERE nid IN ?")
 _ALL = Sql(f"SELECT {_COLUMNS} FROM room ORDER BY nid")
 _STORE = Sql(
-    f"INSERT INTO room ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    f"INSERT INTO room ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (nid) DO UPDATE SET heads = excluded.heads, snapshot_id = excluded.snapshot_id,"
     " joined = excluded.joined, invited = excluded.invited, local_joined = excluded.local_joined,"
     " state_entries = excluded.state_entries, participation = excluded.participation,"
     " participating = excluded.participating, quarantined_ms = excluded.quarantined_ms,"
-    " last_output_no = excluded.last_output_no"
+    " last_output_no = excluded.last_output_no, partial_join = excluded.partial_join"
 )
 _UPDATE = Sql(
     "UPDATE room SET heads = ?, snapshot_id = ?, joined = ?, invited = ?, local_joined = ?,"
     " state_entries = ?,"
-    " participation = ?, participating = ?, quarantined_ms = ?, last_output_no = ? WHERE nid = ?"
+    " participation = ?, participating = ?, quarantined_ms = ?, last_output_no = ?, partial_join = ?"
+    " WHERE nid = ?"
 )
 _QUARANTINE = Sql("UPDATE room SET quarantined_ms = ? WHERE room_id = ?")
 _QUARANTINED = Sql("SELECT room_id FROM room WHERE quarantined_ms > 0 ORDER BY room_id")
@@ -63,6 +64,7 @@ class RoomRow:
     participating: bool
     quarantined_ms: int
     last_output_no: int
+    partial_join: int = 0
 
     def copy(self) -> "RoomRow":
         """Return a copy; `copy.copy` takes ten times as long, once for each room of each batch."""
@@ -81,6 +83,7 @@ class RoomRow:
             self.participating,
             self.quarantined_ms,
             self.last_output_no,
+            self.partial_join,
         )
 
 
@@ -126,6 +129,7 @@ def store_rooms(conn: Connection, new: Iterable[RoomRow], changed: Iterable[Room
                 row.participating,
                 row.quarantined_ms,
                 row.last_output_no,
+                row.partial_join,
             )
             for row in new
         ],
@@ -144,6 +148,7 @@ def store_rooms(conn: Connection, new: Iterable[RoomRow], changed: Iterable[Room
                 row.participating,
                 row.quarantined_ms,
                 row.last_output_no,
+                row.partial_join,
                 row.nid,
             )
             for row in changed

@@ -28,6 +28,9 @@ _STORE_RESOLVED = Sql(
     "INSERT INTO resolved_snapshot (room_nid, hash, snapshot_id) VALUES (?, ?, ?) ON CONFLICT"
     " (room_nid, hash) DO NOTHING"
 )
+_STORE_TOLD = Sql(
+    "INSERT INTO told_snapshot (snapshot_id, room_nid) VALUES (?, ?) ON CONFLICT (snapshot_id) DO NOTHING"
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,3 +94,8 @@ def load_resolved(conn: Connection, room_nid: int, hash_: bytes) -> int:
 def store_resolved(conn: Connection, rows: list[tuple[int, bytes, int]]) -> None:
     """Remember (room number, hash, snapshot)."""
     _STORE_RESOLVED.many(conn, rows)
+
+
+def store_told(conn: Connection, snapshot_id: int, room_nid: int) -> None:
+    """Keep a snapshot as long as its room: an export refers readers to it, whatever events do by then."""
+    _STORE_TOLD.change(conn, snapshot_id, room_nid)

@@ -34,6 +34,7 @@ _MEMBERS_OF = Sql(
     " JOIN state_key k ON k.id = c.key_id JOIN event e ON e.nid = c.event_nid"
     " WHERE c.room_nid = ? AND c.membership > 0 AND c.key_id IN ? ORDER BY c.key_id"
 )
+_MEMBERSHIPS = Sql("SELECT event_nid, membership FROM current_state WHERE room_nid = ? AND membership > 0")
 _ROOMS_OF = Sql(
     "SELECT r.room_id, c.membership, k.state_key, e.event_id FROM current_state c"
     " JOIN state_key k ON k.id = c.key_id JOIN room r ON r.nid = c.room_nid JOIN event e ON e.nid ="
@@ -89,6 +90,11 @@ def store_keys(conn: Connection, keys: Iterable[tuple[int, StateKey]]) -> dict[S
     if _INSERT.many(conn, [(number, type_, state_key) for number, (type_, state_key) in rows]) == len(rows):
         return {key: number for number, key in rows}
     return load_key_ids(conn, [key for _, key in rows])
+
+
+def load_membership_numbers(conn: Connection, room_nid: int) -> dict[int, int]:
+    """Of the member events in a room's current state: event number -> membership number."""
+    return {row[0]: row[1] for row in _MEMBERSHIPS.rows(conn, room_nid)}
 
 
 def load_current(conn: Connection, room_nid: int, key_ids: list[int]) -> dict[int, int]:

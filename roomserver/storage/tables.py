@@ -68,6 +68,13 @@ room = Table(
     Column("participating", Boolean, nullable=False, comment="a local user is joined"),
     Column("quarantined_ms", BigInteger, nullable=False, comment="since when; 0: not quarantined"),
     Column("last_output_no", BigInteger, nullable=False, comment="of its last OUTPUT message; 0: none"),
+    Column(
+        "partial_join",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="the join whose state lacks members still; 0: the state is whole",
+    ),
 )
 
 room_server = Table(
@@ -75,7 +82,12 @@ room_server = Table(
     metadata,
     Column("room_nid", BigInteger, primary_key=True, autoincrement=False),
     Column("server", Text, primary_key=True),
-    Column("joined", Integer, nullable=False, comment="its joined users; rows with 0 are deleted"),
+    Column(
+        "joined",
+        Integer,
+        nullable=False,
+        comment="its joined users, 1 where another server told of it; rows with 0 are deleted",
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -141,6 +153,14 @@ snapshot = Table(
     ),
     Column("delta", LargeBinary, nullable=False, comment="packed (key id, event number; 0: removed) pairs"),
     Index("ix_snapshot_room_nid", "room_nid"),
+)
+
+told_snapshot = Table(
+    "told_snapshot",
+    metadata,
+    Column("snapshot_id", _Nid, primary_key=True, autoincrement=False, comment="readers are referred to it"),
+    Column("room_nid", BigInteger, nullable=False),
+    Index("ix_told_snapshot_room_nid", "room_nid"),
 )
 
 resolved_snapshot = Table(

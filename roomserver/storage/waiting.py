@@ -25,6 +25,11 @@ _WAITERS = Sql("SELECT DISTINCT waiting_event_id FROM waiting_for WHERE missing_
 _MISSING = Sql(
     "SELECT missing_event_id FROM waiting_for WHERE waiting_event_id = ? ORDER BY missing_event_id"
 )
+_SOME_WAITERS = Sql(
+    "SELECT w.event_id, w.room_id, w.origin, w.origin_server, w.room_version, w.pdu, w.created_ms"
+    " FROM waiting_for f JOIN waiting_event w ON w.event_id = f.waiting_event_id"
+    " WHERE f.missing_event_id = ? ORDER BY w.created_ms, w.event_id LIMIT ?"
+)
 _ANY = Sql("SELECT 1 FROM waiting_event WHERE room_id = ? LIMIT 1")
 
 _PENDING_STORE = Sql(
@@ -99,6 +104,11 @@ def load_waiting_of_room(conn: Connection, room_id: str) -> list[WaitingEvent]:
 def load_waiters(conn: Connection, event_ids: Iterable[str]) -> list[str]:
     """Events that wait for any of these."""
     return [row[0] for row in _WAITERS.rows(conn, list(event_ids))]
+
+
+def load_some_waiters(conn: Connection, missing_id: str, limit: int) -> list[WaitingEvent]:
+    """Some of the events that wait for one thing, oldest first."""
+    return [WaitingEvent(*row) for row in _SOME_WAITERS.rows(conn, missing_id, limit)]
 
 
 def load_missing(conn: Connection, waiting_event_id: str) -> list[str]:

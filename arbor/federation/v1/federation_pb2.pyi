@@ -73,6 +73,8 @@ class _JoinStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JoinState.V
     """The user is in the room."""
     JOIN_STATE_FAILED: _JoinState.ValueType  # 4
     """It came to nothing, or the user left before it was done."""
+    JOIN_STATE_COMPLETING: _JoinState.ValueType  # 5
+    """The user is in the room and can talk; the room's other members are being fetched."""
 
 class JoinState(_JoinState, metaclass=_JoinStateEnumTypeWrapper):
     """How far a join of a room of other servers is."""
@@ -87,6 +89,8 @@ JOIN_STATE_DONE: JoinState.ValueType  # 3
 """The user is in the room."""
 JOIN_STATE_FAILED: JoinState.ValueType  # 4
 """It came to nothing, or the user left before it was done."""
+JOIN_STATE_COMPLETING: JoinState.ValueType  # 5
+"""The user is in the room and can talk; the room's other members are being fetched."""
 Global___JoinState: _TypeAlias = JoinState  # noqa: Y015
 
 @_typing.final
@@ -1190,6 +1194,8 @@ class Join(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_MS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Who joins."""
     room_id: _builtins.str
@@ -1201,7 +1207,11 @@ class Join(_message.Message):
     created_ms: _builtins.int
     """When it began, in milliseconds since 1970."""
     error: _builtins.str
-    """Why it came to nothing. Empty: it did not."""
+    """Why it came to nothing or, while it is completing, why the last try did. Empty: it did not."""
+    attempts: _builtins.int
+    """While it is completing: tries that came to nothing."""
+    next_try_ms: _builtins.int
+    """While it is completing: the next try, in milliseconds since 1970. 0: now."""
     def __init__(
         self,
         *,
@@ -1211,10 +1221,12 @@ class Join(_message.Message):
         state: Global___JoinState.ValueType = ...,
         created_ms: _builtins.int = ...,
         error: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        next_try_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "error", b"error", "resident", b"resident", "room_id", b"room_id", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_ms", b"created_ms", "error", b"error", "next_try_ms", b"next_try_ms", "resident", b"resident", "room_id", b"room_id", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

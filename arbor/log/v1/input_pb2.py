@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from arbor.log.v1 import common_pb2 as arbor_dot_log_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61rbor/log/v1/input.proto\x12\x0c\x61rbor.log.v1\x1a\x19\x61rbor/log/v1/common.proto\"J\n\x0cInputMessage\x12\x0f\n\x07room_id\x18\x01 \x01(\t\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.arbor.log.v1.InputEntry\"\xe2\x02\n\nInputEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08reply_to\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12\x35\n\x0ftransaction_key\x18\x04 \x01(\x0b\x32\x1c.arbor.log.v1.TransactionKey\x12\x11\n\tskippable\x18\x05 \x01(\x08\x12\x33\n\rsubmit_events\x18\n \x01(\x0b\x32\x1a.arbor.log.v1.SubmitEventsH\x00\x12\x33\n\rcommit_import\x18\x0b \x01(\x0b\x32\x1a.arbor.log.v1.CommitImportH\x00\x12-\n\npurge_room\x18\x0c \x01(\x0b\x32\x17.arbor.log.v1.PurgeRoomH\x00\x12/\n\x0breplay_room\x18\r \x01(\x0b\x32\x18.arbor.log.v1.ReplayRoomH\x00\x42\x06\n\x04kind\"\xb7\x02\n\x0cSubmitEvents\x12)\n\x06origin\x18\x01 \x01(\x0e\x32\x19.arbor.log.v1.EventOrigin\x12\x14\n\x0croom_version\x18\x02 \x01(\t\x12#\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x10\n\x08\x62uilt_on\x18\x04 \x03(\t\x12\x10\n\x08may_fork\x18\x05 \x01(\x08\x12\x15\n\rorigin_server\x18\x06 \x01(\t\x12\x1e\n\x16state_before_event_ids\x18\x07 \x03(\t\x12%\n\x08outliers\x18\x08 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x1b\n\x13stripped_state_json\x18\t \x03(\x0c\x12\"\n\x1aoutlier_membership_user_id\x18\n \x01(\t\"`\n\x0c\x43ommitImport\x12\x11\n\timport_id\x18\x01 \x01(\t\x12\x14\n\x0croom_version\x18\x02 \x01(\t\x12\'\n\njoin_event\x18\x03 \x01(\x0b\x32\x13.arbor.log.v1.Event\"A\n\tPurgeRoom\x12\x17\n\x0f\x62\x65\x66ore_event_id\x18\x01 \x01(\t\x12\x1b\n\x13\x64\x65lete_local_events\x18\x02 \x01(\x08\"\x0c\n\nReplayRoom\"3\n\x08Verdicts\x12\'\n\x08verdicts\x18\x01 \x03(\x0b\x32\x15.arbor.log.v1.Verdict\"\x8c\x02\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x19.arbor.log.v1.VerdictCode\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x17\n\x0foutput_sequence\x18\x04 \x01(\x04\x12*\n\trejection\x18\x05 \x01(\x0b\x32\x17.arbor.log.v1.Rejection\x12\'\n\x05stale\x18\x06 \x01(\x0b\x32\x18.arbor.log.v1.StaleHeads\x12\x19\n\x11missing_event_ids\x18\x07 \x03(\t\x12\x16\n\x0eretry_after_ms\x18\x08 \x01(\x04\x12\x11\n\tcontended\x18\t \x01(\x08\"d\n\tRejection\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x65rrcode\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_index\x18\x04 \x01(\r\x12\x13\n\x0bsnapshot_id\x18\x05 \x01(\x04\"\xb6\x01\n\nStaleHeads\x12\x1b\n\x13\x66orward_extremities\x18\x01 \x03(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x04\x12/\n\x12\x63hanged_auth_state\x18\x03 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x32\n\x12removed_auth_state\x18\x04 \x03(\x0b\x32\x16.arbor.log.v1.StateKey\x12\x17\n\x0foutput_sequence\x18\x05 \x01(\x04*\x94\x01\n\x0b\x45ventOrigin\x12\x1c\n\x18\x45VENT_ORIGIN_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45VENT_ORIGIN_LOCAL\x10\x01\x12\x1b\n\x17\x45VENT_ORIGIN_FEDERATION\x10\x02\x12\x18\n\x14\x45VENT_ORIGIN_HISTORY\x10\x03\x12\x18\n\x14\x45VENT_ORIGIN_OUTLIER\x10\x04*\xe4\x01\n\x0bVerdictCode\x12\x1c\n\x18VERDICT_CODE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_CODE_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_CODE_DUPLICATE\x10\x02\x12\x1c\n\x18VERDICT_CODE_SOFT_FAILED\x10\x03\x12\x19\n\x15VERDICT_CODE_REJECTED\x10\x04\x12\x16\n\x12VERDICT_CODE_STALE\x10\x05\x12\x18\n\x14VERDICT_CODE_WAITING\x10\x06\x12\x15\n\x11VERDICT_CODE_BUSY\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61rbor/log/v1/input.proto\x12\x0c\x61rbor.log.v1\x1a\x19\x61rbor/log/v1/common.proto\"J\n\x0cInputMessage\x12\x0f\n\x07room_id\x18\x01 \x01(\t\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.arbor.log.v1.InputEntry\"\xe2\x02\n\nInputEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08reply_to\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12\x35\n\x0ftransaction_key\x18\x04 \x01(\x0b\x32\x1c.arbor.log.v1.TransactionKey\x12\x11\n\tskippable\x18\x05 \x01(\x08\x12\x33\n\rsubmit_events\x18\n \x01(\x0b\x32\x1a.arbor.log.v1.SubmitEventsH\x00\x12\x33\n\rcommit_import\x18\x0b \x01(\x0b\x32\x1a.arbor.log.v1.CommitImportH\x00\x12-\n\npurge_room\x18\x0c \x01(\x0b\x32\x17.arbor.log.v1.PurgeRoomH\x00\x12/\n\x0breplay_room\x18\r \x01(\x0b\x32\x18.arbor.log.v1.ReplayRoomH\x00\x42\x06\n\x04kind\"\xb7\x02\n\x0cSubmitEvents\x12)\n\x06origin\x18\x01 \x01(\x0e\x32\x19.arbor.log.v1.EventOrigin\x12\x14\n\x0croom_version\x18\x02 \x01(\t\x12#\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x10\n\x08\x62uilt_on\x18\x04 \x03(\t\x12\x10\n\x08may_fork\x18\x05 \x01(\x08\x12\x15\n\rorigin_server\x18\x06 \x01(\t\x12\x1e\n\x16state_before_event_ids\x18\x07 \x03(\t\x12%\n\x08outliers\x18\x08 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x1b\n\x13stripped_state_json\x18\t \x03(\x0c\x12\"\n\x1aoutlier_membership_user_id\x18\n \x01(\t\"\x9d\x01\n\x0c\x43ommitImport\x12\x11\n\timport_id\x18\x01 \x01(\t\x12\x14\n\x0croom_version\x18\x02 \x01(\t\x12\'\n\njoin_event\x18\x03 \x01(\x0b\x32\x13.arbor.log.v1.Event\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x12\x17\n\x0fservers_in_room\x18\x05 \x03(\t\x12\x11\n\tcompletes\x18\x06 \x01(\x08\"A\n\tPurgeRoom\x12\x17\n\x0f\x62\x65\x66ore_event_id\x18\x01 \x01(\t\x12\x1b\n\x13\x64\x65lete_local_events\x18\x02 \x01(\x08\"\x0c\n\nReplayRoom\"3\n\x08Verdicts\x12\'\n\x08verdicts\x18\x01 \x03(\x0b\x32\x15.arbor.log.v1.Verdict\"\x8c\x02\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x19.arbor.log.v1.VerdictCode\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x17\n\x0foutput_sequence\x18\x04 \x01(\x04\x12*\n\trejection\x18\x05 \x01(\x0b\x32\x17.arbor.log.v1.Rejection\x12\'\n\x05stale\x18\x06 \x01(\x0b\x32\x18.arbor.log.v1.StaleHeads\x12\x19\n\x11missing_event_ids\x18\x07 \x03(\t\x12\x16\n\x0eretry_after_ms\x18\x08 \x01(\x04\x12\x11\n\tcontended\x18\t \x01(\x08\"d\n\tRejection\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07\x65rrcode\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_index\x18\x04 \x01(\r\x12\x13\n\x0bsnapshot_id\x18\x05 \x01(\x04\"\xb6\x01\n\nStaleHeads\x12\x1b\n\x13\x66orward_extremities\x18\x01 \x03(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x04\x12/\n\x12\x63hanged_auth_state\x18\x03 \x03(\x0b\x32\x13.arbor.log.v1.Event\x12\x32\n\x12removed_auth_state\x18\x04 \x03(\x0b\x32\x16.arbor.log.v1.StateKey\x12\x17\n\x0foutput_sequence\x18\x05 \x01(\x04*\x94\x01\n\x0b\x45ventOrigin\x12\x1c\n\x18\x45VENT_ORIGIN_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45VENT_ORIGIN_LOCAL\x10\x01\x12\x1b\n\x17\x45VENT_ORIGIN_FEDERATION\x10\x02\x12\x18\n\x14\x45VENT_ORIGIN_HISTORY\x10\x03\x12\x18\n\x14\x45VENT_ORIGIN_OUTLIER\x10\x04*\xe4\x01\n\x0bVerdictCode\x12\x1c\n\x18VERDICT_CODE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_CODE_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_CODE_DUPLICATE\x10\x02\x12\x1c\n\x18VERDICT_CODE_SOFT_FAILED\x10\x03\x12\x19\n\x15VERDICT_CODE_REJECTED\x10\x04\x12\x16\n\x12VERDICT_CODE_STALE\x10\x05\x12\x18\n\x14VERDICT_CODE_WAITING\x10\x06\x12\x15\n\x11VERDICT_CODE_BUSY\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'arbor.log.v1.input_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTORIGIN']._serialized_start=1607
-  _globals['_EVENTORIGIN']._serialized_end=1755
-  _globals['_VERDICTCODE']._serialized_start=1758
-  _globals['_VERDICTCODE']._serialized_end=1986
+  _globals['_EVENTORIGIN']._serialized_start=1669
+  _globals['_EVENTORIGIN']._serialized_end=1817
+  _globals['_VERDICTCODE']._serialized_start=1820
+  _globals['_VERDICTCODE']._serialized_end=2048
   _globals['_INPUTMESSAGE']._serialized_start=69
   _globals['_INPUTMESSAGE']._serialized_end=143
   _globals['_INPUTENTRY']._serialized_start=146
   _globals['_INPUTENTRY']._serialized_end=500
   _globals['_SUBMITEVENTS']._serialized_start=503
   _globals['_SUBMITEVENTS']._serialized_end=814
-  _globals['_COMMITIMPORT']._serialized_start=816
-  _globals['_COMMITIMPORT']._serialized_end=912
-  _globals['_PURGEROOM']._serialized_start=914
-  _globals['_PURGEROOM']._serialized_end=979
-  _globals['_REPLAYROOM']._serialized_start=981
-  _globals['_REPLAYROOM']._serialized_end=993
-  _globals['_VERDICTS']._serialized_start=995
-  _globals['_VERDICTS']._serialized_end=1046
-  _globals['_VERDICT']._serialized_start=1049
-  _globals['_VERDICT']._serialized_end=1317
-  _globals['_REJECTION']._serialized_start=1319
-  _globals['_REJECTION']._serialized_end=1419
-  _globals['_STALEHEADS']._serialized_start=1422
-  _globals['_STALEHEADS']._serialized_end=1604
+  _globals['_COMMITIMPORT']._serialized_start=817
+  _globals['_COMMITIMPORT']._serialized_end=974
+  _globals['_PURGEROOM']._serialized_start=976
+  _globals['_PURGEROOM']._serialized_end=1041
+  _globals['_REPLAYROOM']._serialized_start=1043
+  _globals['_REPLAYROOM']._serialized_end=1055
+  _globals['_VERDICTS']._serialized_start=1057
+  _globals['_VERDICTS']._serialized_end=1108
+  _globals['_VERDICT']._serialized_start=1111
+  _globals['_VERDICT']._serialized_end=1379
+  _globals['_REJECTION']._serialized_start=1381
+  _globals['_REJECTION']._serialized_end=1481
+  _globals['_STALEHEADS']._serialized_start=1484
+  _globals['_STALEHEADS']._serialized_end=1666
 # @@protoc_insertion_point(module_scope)

@@ -273,13 +273,26 @@ class CommitImport(_message.Message):
     IMPORT_ID_FIELD_NUMBER: _builtins.int
     ROOM_VERSION_FIELD_NUMBER: _builtins.int
     JOIN_EVENT_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    SERVERS_IN_ROOM_FIELD_NUMBER: _builtins.int
+    COMPLETES_FIELD_NUMBER: _builtins.int
     import_id: _builtins.str
     """The id under which `AdminService.Import` stored it."""
     room_version: _builtins.str
     """The version of the room."""
+    partial: _builtins.bool
+    """Members were left out of the state: the room stays partial until an import with `completes` brings them."""
+    completes: _builtins.bool
+    """The import holds the state before `join_event` whole. Its members that the partial import of that join lacked are
+    added; nothing else of the state changes. The join event is in the room already.
+    """
     @_builtins.property
     def join_event(self) -> _common_pb2.Event:
         """The join event to add on top of the imported state. Unset: none."""
+
+    @_builtins.property
+    def servers_in_room(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With `partial`: the servers that are told to have joined users, whose members are not among the state."""
 
     def __init__(
         self,
@@ -287,10 +300,13 @@ class CommitImport(_message.Message):
         import_id: _builtins.str = ...,
         room_version: _builtins.str = ...,
         join_event: _common_pb2.Event | None = ...,
+        partial: _builtins.bool = ...,
+        servers_in_room: _abc.Iterable[_builtins.str] | None = ...,
+        completes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["join_event", b"join_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["import_id", b"import_id", "join_event", b"join_event", "room_version", b"room_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completes", b"completes", "import_id", b"import_id", "join_event", b"join_event", "partial", b"partial", "room_version", b"room_version", "servers_in_room", b"servers_in_room"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,7 +451,9 @@ class Rejection(_message.Message):
     EVENT_INDEX_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
-    """The auth rule's number in the room version's specification, or a word: `format`, `size`, `internal`, `unknown_room`, `quarantined`, `policy`."""
+    """The auth rule's number in the room version's specification, or a word: `format`, `size`, `internal`, `unknown_room`, `quarantined`, `policy`,
+    `partial`.
+    """
     reason: _builtins.str
     """A sentence for people."""
     errcode: _builtins.str

@@ -488,6 +488,7 @@ class StateRewritten(_message.Message):
     ROOM_VERSION_FIELD_NUMBER: _builtins.int
     PARTICIPATION_FIELD_NUMBER: _builtins.int
     PARTICIPATION_BEGAN_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.int
     """The immutable snapshot that holds the new current state: `QueryService.GetSnapshot`."""
     entries: _builtins.int
@@ -500,6 +501,8 @@ class StateRewritten(_message.Message):
     """The participation that begins or goes on with it."""
     participation_began: _builtins.bool
     """Readers drop their old view of the room."""
+    partial: _builtins.bool
+    """Members are missing from the state: another entry of this kind, without the mark, follows once they are here."""
     def __init__(
         self,
         *,
@@ -509,10 +512,11 @@ class StateRewritten(_message.Message):
         room_version: _builtins.str = ...,
         participation: _builtins.int = ...,
         participation_began: _builtins.bool = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "event_id", b"event_id", "participation", b"participation", "participation_began", b"participation_began", "room_version", b"room_version", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "event_id", b"event_id", "partial", b"partial", "participation", b"participation", "participation_began", b"participation_began", "room_version", b"room_version", "snapshot_id", b"snapshot_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

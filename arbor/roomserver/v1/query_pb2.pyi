@@ -107,6 +107,7 @@ class QueryLatestResponse(_message.Message):
     OUTPUT_SEQUENCE_FIELD_NUMBER: _builtins.int
     PARTICIPATING_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     exists: _builtins.bool
     """The room is known here."""
     room_version: _builtins.str
@@ -119,6 +120,8 @@ class QueryLatestResponse(_message.Message):
     """A local user is joined: we take part in the room."""
     quarantined: _builtins.bool
     """The room is quarantined and takes no events."""
+    partial: _builtins.bool
+    """Members are missing from the state, since a join with partial state is not complete yet."""
     @_builtins.property
     def forward_extremities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The forward extremities, at most 20 of them."""
@@ -138,10 +141,11 @@ class QueryLatestResponse(_message.Message):
         output_sequence: _builtins.int = ...,
         participating: _builtins.bool = ...,
         quarantined: _builtins.bool = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "exists", b"exists", "forward_extremities", b"forward_extremities", "output_sequence", b"output_sequence", "participating", b"participating", "quarantined", b"quarantined", "room_version", b"room_version", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "exists", b"exists", "forward_extremities", b"forward_extremities", "output_sequence", b"output_sequence", "partial", b"partial", "participating", b"participating", "quarantined", b"quarantined", "room_version", b"room_version", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -762,6 +766,7 @@ class Room(_message.Message):
     QUARANTINED_FIELD_NUMBER: _builtins.int
     FORWARD_EXTREMITIES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     room_id: _builtins.str
     """The room."""
     room_version: _builtins.str
@@ -772,6 +777,10 @@ class Room(_message.Message):
     """The room takes no events since one of them could not be applied."""
     forward_extremities: _builtins.int
     """How many forward extremities it has."""
+    partial: _builtins.bool
+    """Members are missing from the state, since a join with partial state is not complete yet. `servers` then are those
+    that the resident server told.
+    """
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Servers with a joined user."""
@@ -800,10 +809,11 @@ class Room(_message.Message):
         quarantined: _builtins.bool = ...,
         forward_extremities: _builtins.int = ...,
         state: _abc.Iterable[_common_pb2.Event] | None = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "forward_extremities", b"forward_extremities", "local_user_ids", b"local_user_ids", "participating", b"participating", "quarantined", b"quarantined", "room_id", b"room_id", "room_version", b"room_version", "servers", b"servers", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "forward_extremities", b"forward_extremities", "local_user_ids", b"local_user_ids", "partial", b"partial", "participating", b"participating", "quarantined", b"quarantined", "room_id", b"room_id", "room_version", b"room_version", "servers", b"servers", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
