@@ -47,6 +47,7 @@ class RoomCounters(NamedTuple):
     notify_total: int
     highlight_total: int
     last_position: int
+    whole_since: int = 0
 
 
 class UserRoom(NamedTuple):

@@ -208,6 +208,7 @@ def _entry(
 _HANDLERS: dict[str, Callable[[Batch, output_pb2.OutputMessage, Any, int], None]] = {
     "room_event": timeline.room_event,
     "state_rewritten": rooms.state_rewritten,
+    "participation_ended": rooms.participation_ended,
     "room_purged": rooms.room_purged,
     "outlier_membership": rooms.outlier_membership,
     "event_redacted": rooms.event_redacted,
@@ -219,7 +220,7 @@ _HANDLERS: dict[str, Callable[[Batch, output_pb2.OutputMessage, Any, int], None]
     "to_device": users.to_device_message,
     "device_list_changed": users.device_list,
 }
-"""`room_missing` and `participation_ended` are for others."""
+"""`room_missing` is for others."""
 
 
 def _event_ids(decoded: Iterable[tuple[int, output_pb2.OutputMessage]]) -> list[str]:

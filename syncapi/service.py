@@ -45,6 +45,7 @@ from syncapi.http.edge import Edge
 from syncapi.http.old_sync import RoomInitialSync
 from syncapi.http.presence import PresenceStatus
 from syncapi.live import Live, now_ms
+from syncapi.partial_rooms import PartialRooms
 from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
 from syncapi.rebuild import rebuild_database
@@ -118,6 +119,7 @@ class SyncApi:
             remote,
             RoomPositions(self._rooms, reads.wait_for_sequence, self._is_only_edge),
             RateLimiter.of(config.rate_limits, "search"),
+            PartialRooms(self._window),
         )
 
     def routes(self, router: Router) -> None:

@@ -10,6 +10,7 @@ Loaded at start (rooms' counters, users' rooms, who is ignored, whose inbox is n
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import orjson
@@ -133,6 +134,8 @@ class Window:
         """Rooms that have threads."""
         self.told_anew: Mapping[str, int] = {}
         """Rooms that clients with older tokens get as if they were new."""
+        self.incomplete: dict[str, int] = {}
+        """Rooms whose members are not here (`MAX_POSITION`), or came lately: where that was."""
         self.recent: deque[tuple[int, str]] = deque()
         """(position, room) of everything that changed a room."""
         self.device_lists: deque[tuple[int, str]] = deque()
@@ -162,6 +165,9 @@ class Window:
         self.sequence = snapshot.sequence
         # What a rebuild had from the export is not told again.
         self.floor = last_position(max(snapshot.sequence, snapshot.rooms_through))
+        self.incomplete.clear()
+        for counters in snapshot.rooms:
+            self._note_whole(counters)
         for row in snapshot.user_rooms:
             self._set_user_room(row)
         for user, content in snapshot.ignored:
@@ -197,6 +203,7 @@ class Window:
             self._drop_room(room_id, applied)
         for room_id, counters in applied.rooms.items():
             self._room(room_id, counters)
+            self._note_whole(counters)
         for event in applied.events:
             self._hold(self._room(event.room_id).events, event.position, event)
             touched[event.room_id] = event.position
@@ -288,6 +295,23 @@ class Window:
             room.counters = counters
         return room
 
+    def _note_whole(self, counters: RoomCounters) -> None:
+        """Remember where a room's members came, as long as a client answered from here may lack them."""
+        if counters.whole_since > self.floor:
+            self.incomplete[counters.room_id] = counters.whole_since
+        elif self.incomplete:
+            self.incomplete.pop(counters.room_id, None)
+
+    def is_partial(self, room_id: str) -> bool:
+        """Whether a room's members are not all here yet."""
+        return self.incomplete.get(room_id) == MAX_POSITION
+
+    def lacks_members(self, room_ids: AbstractSet[str], position: int) -> bool:
+        """Whether the members of one of the rooms were not all here at a position."""
+        return any(
+            whole_since > position and room_id in room_ids for room_id, whole_since in self.incomplete.items()
+        )
+
     def _set_user_room(self, row: UserRoom) -> None:
         view = self.user(row.user_id)
         view.rooms[row.room_id] = row
@@ -325,6 +349,7 @@ class Window:
             for view in self.users.values():
                 view.rooms.pop(room_id, None)
             del self.rooms[room_id]
+            self.incomplete.pop(room_id, None)
         old.threads.clear()
         for key in [key for key in self.members if key[0] == room_id]:
             del self.members[key]

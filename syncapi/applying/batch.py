@@ -51,6 +51,7 @@ class RoomCache:
     notify_total: int = 0
     highlight_total: int = 0
     last_position: int = 0
+    whole_since: int = 0
     # local users -> their rows
     members: dict[str, UserRoom] = field(default_factory=dict)
     # joined local users -> display names; None: not looked up yet
@@ -74,6 +75,7 @@ class RoomCache:
             self.notify_total,
             self.highlight_total,
             self.last_position,
+            self.whole_since,
         )
 
 

@@ -3,7 +3,7 @@
 from arbor.log.v1 import output_pb2
 from syncapi import rendering
 from syncapi.applied import ReceiptMoved, Redacted, StoredEvent, UserRoom
-from syncapi.applying.batch import Batch, SnapshotWanted
+from syncapi.applying.batch import Batch, RoomCache, SnapshotWanted
 from syncapi.applying.notifications import read_up_to
 from syncapi.applying.timeline import (
     STATE,
@@ -44,6 +44,24 @@ def state_rewritten(
     for type_, state_key in old:
         set_state(batch, room, type_, state_key, None, None, position, None)
     room.joined, room.invited = joined, invited
+    if entry.partial:
+        room.whole_since = MAX_POSITION
+    elif entry.participation_began:
+        room.whole_since = 0
+    else:
+        _complete(room, position)
+
+
+def participation_ended(
+    batch: Batch, message: output_pb2.OutputMessage, entry: output_pb2.ParticipationEnded, position: int
+) -> None:
+    # Nobody completes it any more: what is here is what is known of it.
+    _complete(batch.room(message.room_id), position)
+
+
+def _complete(room: RoomCache, position: int) -> None:
+    if room.whole_since == MAX_POSITION:
+        room.whole_since = position
 
 
 def room_purged(

@@ -272,6 +272,7 @@ def begin_participation(batch: Batch, room: RoomCache, participation: int, posit
     room.participation = participation
     room.timeline_floor = position
     room.joined = room.invited = 0
+    room.whole_since = 0
     room.names = {} if room.names is not None else None
     room.power_levels = None
     batch.applied.dropped_rooms.add(room.room_id)

@@ -9,8 +9,10 @@ from sqlalchemy import Connection
 from servicekit.database import Database
 from servicekit.errors import MatrixError, invalid_param
 from servicekit.http import RateLimiter, Request
+from syncapi import access
 from syncapi.auth import Accounts, Caller, TokenCache
 from syncapi.filters import Filter
+from syncapi.partial_rooms import PartialRooms
 from syncapi.presence import PresenceTeller
 from syncapi.reads import ReadsFollowWrites
 from syncapi.remote import RemoteHistory
@@ -46,6 +48,7 @@ class Edge:
     remote: RemoteHistory
     room_positions: RoomPositions
     searches: RateLimiter
+    partial_rooms: PartialRooms
 
     async def caller(self, request: Request) -> Caller:
         """Return who makes a request, once what was written is applied; also at another edge, for one room."""
@@ -55,6 +58,16 @@ class Edge:
         if room_id is not None:
             await self.room_positions.wait(room_id)
         return caller
+
+    async def members(self, caller: Caller, room_id: str) -> None:
+        """Wait until the members of a room are here, where they come after a join with partial state.
+
+        Raises:
+            MatrixError: M_FORBIDDEN; 503, they do not come in time.
+        """
+        if self.partial_rooms.is_partial(room_id):
+            await self.read(access.find_access, room_id, caller.user_id)
+            await self.partial_rooms.require_whole(room_id)
 
     async def read(
         self, work: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs

@@ -160,6 +160,8 @@ def add_routes(router: Router, edge: Edge) -> None:
         params = request.path_params
         limit = request.query_int("limit", 10, maximum=MAX_CONTEXT)
         filter_ = parse_room_event_filter(request.query.get("filter"))
+        if not filter_.lazy_load_members:
+            await edge.members(caller, params["room_id"])
         return json_response(
             await edge.read(load_context, caller, params["room_id"], params["event_id"], limit, filter_)
         )

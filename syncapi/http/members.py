@@ -95,6 +95,7 @@ def add_routes(router: Router, edge: Edge) -> None:
         for name in ("membership", "not_membership"):
             if name in query and query[name] not in MEMBERSHIPS:
                 raise invalid_param(f"{name} is no membership")
+        await edge.members(caller, request.path_params["room_id"])
         return json_response(
             await edge.read(
                 load_members,
@@ -108,6 +109,7 @@ def add_routes(router: Router, edge: Edge) -> None:
 
     async def get_joined_members(request: Request) -> Response:
         caller = await edge.caller(request)
+        await edge.members(caller, request.path_params["room_id"])
         return json_response(await edge.read(load_joined, caller, request.path_params["room_id"]))
 
     async def get_joined_rooms(request: Request) -> Response:

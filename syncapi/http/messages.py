@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy import Connection
 
-from servicekit.errors import invalid_param, missing_param
+from servicekit.errors import invalid_param, missing_param, unavailable
 from servicekit.http import Request, Response, Router, json_response
 from syncapi import access
 from syncapi.applied import StoredEvent
@@ -18,6 +18,7 @@ from syncapi.auth import Caller
 from syncapi.filters import MAX_MESSAGES_LIMIT, NO_FILTER, EventFilter, parse_room_event_filter
 from syncapi.http.edge import Edge, place_of
 from syncapi.http.rendering import render_list
+from syncapi.partial_rooms import RETRY_MS
 from syncapi.storage import events as event_storage
 from syncapi.storage import relations, state
 from syncapi.storage.accounts import load_account_entry
@@ -27,6 +28,7 @@ from syncapi.window import parse_ignored
 
 MAX_SCANNED = 2000
 MIN_FETCHED = 50
+PARTIAL_WAIT_S = 5.0
 FIRST = (-1, 0)
 LAST = (2**62, 0)
 
@@ -162,6 +164,15 @@ def _up_to(found: list[StoredEvent], to: tuple[int, int], backwards: bool) -> tu
 async def _answer(edge: Edge, caller: Caller, page: Page) -> bytes:
     """Return a page, once other servers gave what is missing on it, if they do in a few seconds."""
     may_reach_back = page.backwards and page.filter.passes_room(page.room_id)
+    if may_reach_back and edge.partial_rooms.is_partial(page.room_id):
+        # Nothing of before our join is fetched until it is known who was in the room then.
+        await edge.read(access.find_access, page.room_id, caller.user_id)
+        if not await edge.partial_rooms.wait(page.room_id, PARTIAL_WAIT_S):
+            loaded = await edge.read(load_with_edges, caller, page, (), more=True)
+            if loaded.through is None and b'"chunk":[]' in loaded.body:
+                # Nothing, and no end, would say that the room began there.
+                raise unavailable("What was before the join is not known yet", RETRY_MS)
+            return loaded.body
     edges = await edge.remote.edges(page.room_id) if may_reach_back else ()
     loaded = await edge.read(load_with_edges, caller, page, edges)
     if not loaded.edges or not page.limit:

@@ -93,5 +93,6 @@ class RoomInitialSync:
         caller = await self._edge.caller(request)
         room_id = request.path_params["room_id"]
         limit = request.query_int("limit", 20, maximum=MAX_LIMIT)
+        await self._edge.members(caller, room_id)
         present = presence_in_room(self._window, self._live, caller.user_id, room_id)
         return json_response(await self._edge.read(load_room, caller, room_id, limit, present))

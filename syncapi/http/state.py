@@ -41,6 +41,7 @@ def add_routes(router: Router, edge: Edge) -> None:
 
     async def get_all(request: Request) -> Response:
         caller = await edge.caller(request)
+        await edge.members(caller, request.path_params["room_id"])
         return json_response(await edge.read(load_all, caller, request.path_params["room_id"]))
 
     async def get_one(request: Request) -> Response:
@@ -49,6 +50,8 @@ def add_routes(router: Router, edge: Edge) -> None:
         if format_ not in ("content", "event"):
             raise invalid_param("format must be content or event")
         params = request.path_params
+        if params["event_type"] == "m.room.member" and params.get("state_key") != caller.user_id:
+            await edge.members(caller, params["room_id"])
         return json_response(
             await edge.read(
                 load_one,

@@ -91,6 +91,8 @@ def add_routes(router: Router, edge: Edge) -> None:
         edges = await edge.remote.edges(room_id)
         found = await edge.read(find_nearest, *asked, edges)
         if found.maybe_nearer:
+            # Nothing of before our join is fetched until it is known who was in the room then.
+            await edge.members(caller, room_id)
             await edge.remote.fetch_nearest(room_id, asked[2], backwards)
             if (await edge.read(find_nearest, *asked, edges)).body == found.body:
                 # An event far from those that are here has no place among them: come nearer from here.

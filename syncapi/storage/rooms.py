@@ -8,6 +8,7 @@ from syncapi.applied import RoomCounters
 from syncapi.storage.sql import row, rows, rows_in, run, run_many
 
 _COLUMNS = ", ".join(RoomCounters._fields)
+_PLACES = ",".join("?" for _ in RoomCounters._fields)
 
 
 def load_room(connection: Connection, room_id: str) -> RoomCounters | None:
@@ -29,11 +30,22 @@ def load_all_rooms(connection: Connection) -> list[RoomCounters]:
     return [RoomCounters(*found) for found in rows(connection, f"SELECT {_COLUMNS} FROM room")]
 
 
+def load_incomplete(connection: Connection, position: int) -> dict[str, int]:
+    """Return the rooms whose members were not all known at a position -> where they came, as in the table."""
+    return dict(
+        rows(
+            connection,
+            "SELECT room_id, whole_since FROM room WHERE whole_since > 0 AND whole_since > ?",
+            (position,),
+        )
+    )
+
+
 def store_rooms(connection: Connection, values: Iterable[RoomCounters]) -> None:
     """Insert or replace rooms."""
     run_many(
         connection,
-        f"INSERT INTO room ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (room_id) DO UPDATE SET "
+        f"INSERT INTO room ({_COLUMNS}) VALUES ({_PLACES}) ON CONFLICT (room_id) DO UPDATE SET "
         + ", ".join(f"{name} = excluded.{name}" for name in RoomCounters._fields[1:]),
         list(values),
     )

@@ -99,7 +99,20 @@ room = Table(
     Column("notify_total", _BigInt, nullable=False),
     Column("highlight_total", _BigInt, nullable=False),
     Column("last_position", _BigInt, nullable=False, comment="of the last event in the timeline; 0: none"),
+    Column(
+        "whole_since",
+        _BigInt,
+        nullable=False,
+        server_default="0",
+        comment="where its members came after a join with partial state; 2^63-1: not yet; 0: they never lacked",
+    ),
     info={"kind": "derived"},
+)
+Index(
+    "ix_room_whole_since",
+    room.c.whole_since,
+    sqlite_where=text("whole_since > 0"),
+    postgresql_where=text("whole_since > 0"),
 )
 
 room_state = Table(

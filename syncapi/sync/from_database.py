@@ -100,6 +100,8 @@ class _Builder:
         self.summaries: Mapping[str, SummaryParts] = {}
         self.threaded: set[str] = set()
         self.told_anew: set[str] = set()
+        # Rooms that were not shown at since, for their members were not here -> where those came.
+        self.hidden: Mapping[str, int] = {}
 
     def build(self) -> None:
         reader, filter_ = self.reader, self.reader.filter
@@ -137,12 +139,17 @@ class _Builder:
             known = self.request.since.output_sequence
             told = dead_letters.load_told_anew(self.connection)
             self.told_anew = {room_id for room_id, through in told.items() if through >= known}
+        if not filter_.lazy_load_members:
+            # A client that wants all members gets the room once they are here.
+            self.hidden = rooms.load_incomplete(self.connection, self.since or 0)
         rows = [
             row
             for row in members.load_rooms_of_user(self.connection, self.reader.user_id)
             if not row.forgotten and filter_.passes_room(row.room_id) and row.position <= self.through
         ]
-        joined = [row for row in rows if row.joined_until == MAX_POSITION]
+        joined = [
+            row for row in rows if row.joined_until == MAX_POSITION and not self._lacks_members(row.room_id)
+        ]
         changed = [row.room_id for row in rows if self._is_new(row)]
         histories = state.load_member_history(self.connection, changed, self.reader.user_id)
         newly_joined, newly_left = self._memberships(rows, histories)
@@ -168,9 +175,18 @@ class _Builder:
                 through=self.through,
             )
 
+    def _lacks_members(self, room_id: str) -> bool:
+        """Whether a room is not to be shown yet."""
+        return self.hidden.get(room_id) == MAX_POSITION
+
     def _is_new(self, row: UserRoom) -> bool:
         """Whether the user's membership is new to the client."""
-        return self.since is None or row.position > self.since or row.room_id in self.told_anew
+        return (
+            self.since is None
+            or row.position > self.since
+            or row.room_id in self.told_anew
+            or (row.room_id in self.hidden and row.joined_until == MAX_POSITION)
+        )
 
     def _was_joined(self, history: list[tuple[int, int, str]]) -> bool:
         """Whether the client has the room from before: joined at since."""
@@ -190,7 +206,14 @@ class _Builder:
             if row.joined_until == MAX_POSITION:
                 # A stay that began after since is new, even if an earlier one was known: state may be missed.
                 began = row.joined_since or 0
-                if self.since is None or began > self.since or row.room_id in self.told_anew:
+                if self._lacks_members(row.room_id):
+                    continue
+                if (
+                    self.since is None
+                    or began > self.since
+                    or row.room_id in self.told_anew
+                    or row.room_id in self.hidden
+                ):
                     newly_joined.add(row.room_id)
             elif not is_new:
                 continue
@@ -199,7 +222,7 @@ class _Builder:
                 if self.since is not None and self._was_joined(history):
                     newly_left.append((row.room_id, row.joined_until or row.position))
             elif self.since is not None or self.reader.filter.include_leave:
-                was_joined = self._was_joined(history)
+                was_joined = self._was_joined(history) and row.room_id not in self.hidden
                 rendered = render_left(
                     self.connection,
                     self.request,

@@ -121,6 +121,8 @@ def make_answer(
         for room_id, through in window.told_anew.items()
     ):
         return None
+    if not reader.filter.lazy_load_members and window.lacks_members(view.joined, since):
+        return None
     reader.ignored = view.ignored
     return _answer(window, view, request, reader, typing, since)
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from syncapi.applied import StoredEvent
 from syncapi.storage import state as state_storage
+from syncapi.storage.events import STATE_PLACEMENT
 from syncapi.sync.context import Reader
 from syncapi.sync.sent_members import NOBODY
 from syncapi.sync.timeline import Timeline
@@ -100,6 +101,8 @@ def select_state(
             now += source.members(room_id, users, through)
     else:
         now = source.changes(room_id, since, through)
+        if lazy:
+            now = _without_unasked_members(reader, room_id, timeline, now)
     if state_after:
         chosen = now
     else:
@@ -134,6 +137,21 @@ def select_state(
             return []
         chosen = [event for event in chosen if state_filter.passes(event.type, event.sender, event.flags)]
     return chosen
+
+
+def _without_unasked_members(
+    reader: Reader, room_id: str, timeline: Timeline, changes: list[StoredEvent]
+) -> list[StoredEvent]:
+    """Leave out members that came with a state as a whole, as after a join with partial state.
+
+    They are no news but what was there before: a client that loads members lazily gets them like all others.
+    """
+    have = {reader.user_id, *_member_keys(timeline), *reader.known_members.get(room_id, NOBODY)}
+    return [
+        event
+        for event in changes
+        if event.type != MEMBER or event.placement != STATE_PLACEMENT or event.state_key in have
+    ]
 
 
 def _member_keys(timeline: Timeline) -> list[str]:

@@ -105,6 +105,8 @@ class SyncWorld:
         self.unwritten = 0
         """Batches that are held."""
         self.messages: list[Envelope] = []
+        # What `rewrite` refers to: snapshot id -> (event id, PDU).
+        self.snapshots: dict[int, list[tuple[str, bytes]]] = {}
         self.held: list[output_pb2.OutputMessage] | None = None
         self.use_window = use_window
         self.applier.may_hold = holds
@@ -209,7 +211,7 @@ class SyncWorld:
         def work(connection: Connection) -> Applied:
             self.applier.write_held(connection)
             self.applier.load_quarantined(connection)
-            applied = self.applier.apply(connection, envelopes)
+            applied = self.applier.apply(connection, envelopes, self.snapshots)
             _store_position(connection, max(envelope.sequence for envelope in envelopes))
             return applied
 
@@ -434,6 +436,21 @@ class Room:
             )
         )
         return entries[-1].event_id
+
+    def rewrite(self, *entries: output_pb2.RoomEvent, **fields: Any) -> None:
+        """Tell a state that is replaced as a whole: `entries` are its events. `fields`: of `StateRewritten`."""
+        snapshot_id = len(self.world.snapshots) + 1
+        self.world.snapshots[snapshot_id] = [(entry.event_id, entry.pdu_json) for entry in entries]
+        rewritten = output_pb2.StateRewritten(
+            snapshot_id=snapshot_id, entries=len(entries), room_version="11", participation=1, **fields
+        )
+        entry = output_pb2.OutputEntry(state_rewritten=rewritten)
+        self.world.put(output_pb2.OutputMessage(room_id=self.room_id, entries=[entry]))
+
+    def end_participation(self) -> None:
+        """Tell that nobody of ours is in the room any more."""
+        entry = output_pb2.OutputEntry(participation_ended=output_pb2.ParticipationEnded(participation=1))
+        self.world.put(output_pb2.OutputMessage(room_id=self.room_id, entries=[entry]))
 
     def say(self, sender: str, body: str, **more: Any) -> str:
         """Send a text message; `more` goes into the content."""
