@@ -172,6 +172,7 @@ class AdminRoomEndpoints:
         """List the joined users of a room."""
         await self._edge.authenticate_admin(request)
         room = await self._existing(request)
+        await self._rooms.sender.until_whole(room.room_id)
         found = await self._queries.memberships([], room.room_id, ["join"])
         members = sorted(item.membership.user_id for item in found)
         return json_response({"members": members, "total": len(members)})

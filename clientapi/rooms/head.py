@@ -27,6 +27,7 @@ class Head:
         output_sequence: the OUTPUT sequence that the view was taken at.
         provisional: events were built on it since.
         participating: a local user is joined, as far as is known.
+        partial: the room's members are not all known yet, as far as is known.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Head:
         "depth",
         "extremities",
         "output_sequence",
+        "partial",
         "participating",
         "provisional",
         "room_version",
@@ -49,6 +51,7 @@ class Head:
         self.output_sequence = output_sequence
         self.provisional = False
         self.participating = True
+        self.partial = False
         # None: known to be absent.
         self._state: dict[StateKey, Event | None] = {}
         # What the rules said of a (type, sender) of message events, which depends on nothing else than this
@@ -60,6 +63,7 @@ class Head:
         """Return the view that an answer of the RoomServer gives."""
         head = cls(latest.room_version, latest.forward_extremities, latest.depth, latest.output_sequence)
         head.participating = latest.participating
+        head.partial = latest.partial
         head.learn(latest.state, asked)
         return head
 

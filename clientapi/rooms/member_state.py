@@ -40,5 +40,7 @@ class MemberState:
             case "knock" if target == user_id:
                 return await self._memberships.knock(user_id, room_id, extra)
             case _:
+                if target != user_id:
+                    await self._sender.until_whole(room_id)
                 draft = Draft("m.room.member", content, target)
                 return await self._sender.send_state(room_id, user_id, draft)

@@ -73,7 +73,7 @@ class Memberships:
         user_id = session.user_id
         member_key = ("m.room.member", user_id)
         keys = frozenset({CREATE_KEY, POWER_LEVELS_KEY, JOIN_RULES, GUEST_ACCESS, member_key})
-        head, state = await self._present(room_id, keys)
+        head, state = await self._present_for(user_id, room_id, keys)
         if head is None or not head.participating:
             return await self._join_remotely(session, room_id, extra, via)
         if session.guest and _content(state, GUEST_ACCESS).get("guest_access") != "can_join":
@@ -150,6 +150,20 @@ class Memberships:
                 raise
             return None, {}
 
+    async def _present_for(
+        self, user_id: str, room_id: str, keys: frozenset[StateKey]
+    ) -> tuple[Head | None, Mapping[StateKey, Event]]:
+        """As `_present`, with the user's membership among the keys, once that is known.
+
+        Of who is not joined it is not while the room's members are still to come: then they are waited for.
+        """
+        head, state = await self._present(room_id, keys)
+        member = state.get(("m.room.member", user_id))
+        if head is None or not head.partial or (member is not None and member.membership == "join"):
+            return head, state
+        await self._sender.until_whole(room_id)
+        return await self._present(room_id, keys)
+
     async def _servers_of(self, room_id: str) -> list[str]:
         """Return other servers that may be in a room that we were in, or that is called after one."""
         joined = await self._sender.queries.memberships([], room_id, kinds=["join"])
@@ -203,7 +217,7 @@ class Memberships:
             MatrixError: M_FORBIDDEN, M_NOT_FOUND.
         """
         member_key = ("m.room.member", user_id)
-        head, present = await self._present(room_id, frozenset({CREATE_KEY, member_key}))
+        head, present = await self._present_for(user_id, room_id, frozenset({CREATE_KEY, member_key}))
         if head is None or not head.participating:
             member = present.get(member_key)
             if await self._invited_or_knocking(user_id, room_id):
@@ -299,6 +313,7 @@ class Memberships:
             raise room_blocked()
         if not self._config.is_local(server_name_of(target)):
             content = {**extra, "membership": "invite"}
+            await self._sender.until_whole(room_id)
             sent = await self._remote_invites.invite(user_id, room_id, target, content)
             self._happened(user_id, room_id, sent)
             return sent
@@ -343,6 +358,7 @@ class Memberships:
     async def _change(
         self, user_id: str, room_id: str, target: str, content: dict[str, Any], check: Any
     ) -> Sent:
+        await self._sender.until_whole(room_id)
         target_key = ("m.room.member", target)
         draft = Draft("m.room.member", content, target)
         decide: Decide | None = None

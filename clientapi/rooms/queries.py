@@ -18,7 +18,10 @@ QUERY_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """A room's heads and the state asked for, `(type, state_key) -> event`, absent entries left out."""
+    """A room's heads and the state asked for, `(type, state_key) -> event`, absent entries left out.
+
+    `partial`: the room's members are not all known yet, since a join with partial state is not complete.
+    """
 
     room_version: RoomVersion
     forward_extremities: tuple[str, ...]
@@ -26,6 +29,7 @@ class Latest:
     state: dict[StateKey, Event]
     output_sequence: int
     participating: bool
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class RoomQueries:
             state=state,
             output_sequence=answer.output_sequence,
             participating=answer.participating,
+            partial=answer.partial,
         )
 
     async def event(self, room_id: str, event_id: str) -> Event | None:

@@ -159,6 +159,7 @@ class RoomTasks:
             before_event_id=task.request["before_event_id"],
             delete_local_events=task.request["delete_local_events"],
         )
+        await self._sender.until_whole(task.room_id)  # refused before
         await self._write(task.room_id, purge)
 
     async def _delete_room(self, task: RoomTask, result: dict[str, Any]) -> None:

@@ -30,9 +30,12 @@ from matrixlib.canonical_json import encode_canonical
 from matrixlib.events import Event, StateKey
 from matrixlib.room_versions import RoomVersion
 from servicekit import metrics
-from servicekit.errors import MatrixError
+from servicekit.errors import MatrixError, unavailable
 from servicekit.positions import user_positions
 
+WHOLE_TIMEOUT_S: Final = 15.0
+WHOLE_LOOK_S: Final = 0.2
+WHOLE_RETRY_MS: Final = 2000
 MAX_IDLE_LANES: Final = 10_000
 MAX_REMEMBERED_TRANSACTIONS: Final = 20_000
 
@@ -184,6 +187,30 @@ class RoomSender:
         lane = self.lane(room_id)
         lane.forget_view()
         return await lane.view(keys)
+
+    async def until_whole(self, room_id: str) -> None:
+        """Wait until all members of a room are known, where a join with partial state brings them later.
+
+        What concerns anybody's membership but a joined user's own cannot be judged before.
+
+        Raises:
+            MatrixError: 503, it takes too long.
+        """
+        try:
+            head, _state = await self.view(room_id, frozenset())
+        except MatrixError as error:
+            if error.errcode != "M_NOT_FOUND":
+                raise
+            return  # whoever writes there is told so
+        deadline_s = asyncio.get_running_loop().time() + WHOLE_TIMEOUT_S
+        while head.partial:
+            latest = await self.queries.latest(room_id)
+            if latest is None or not latest.partial:
+                self.lane(room_id).forget_view()
+                return
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise unavailable("The room's members are not all known yet", WHOLE_RETRY_MS)
+            await asyncio.sleep(WHOLE_LOOK_S)
 
     def lane(self, room_id: str) -> RoomLane:
         """Return the lane of a room."""

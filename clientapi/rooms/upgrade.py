@@ -63,6 +63,7 @@ class RoomUpgrades:
             MatrixError: M_FORBIDDEN for who is not in the room or may not send the tombstone; M_NOT_FOUND; as
             `RoomCreator.create`.
         """
+        await self._sender.until_whole(room_id)  # who is banned stays out of the new one
         old = await self._sender.queries.latest(room_id, all_state=True)
         if old is None:
             raise not_found("There is no such room here")

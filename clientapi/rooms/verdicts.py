@@ -19,6 +19,7 @@ _STATUS = {
     "M_LIMIT_EXCEEDED": 429,
 }
 QUARANTINE_RETRY_MS = 60_000
+PARTIAL_RETRY_MS = 2_000
 
 
 def error_of_rejection(rejection: input_pb2.Rejection) -> MatrixError:
@@ -27,6 +28,8 @@ def error_of_rejection(rejection: input_pb2.Rejection) -> MatrixError:
         return unavailable(
             "This room is out of order; the server's operator must mend it", QUARANTINE_RETRY_MS
         )
+    if rejection.rule == "partial":
+        return unavailable("The room's members are not all known yet", PARTIAL_RETRY_MS)
     errcode, status = _BY_RULE.get(rejection.rule, ("M_FORBIDDEN", 403))
     if rejection.errcode and rejection.rule not in _BY_RULE:
         errcode = rejection.errcode
