@@ -177,15 +177,13 @@ class Sender:
             servers = {
                 room.room_id: [s for s in room.servers if s not in self._local_names] for room in rooms
             }
-            for room_id, position in unknown.items():
-                await self._database.write(
-                    storage.replace_servers, room_id, servers.get(room_id, []), position
-                )
+            for room_id, stay in unknown.items():
+                await self._database.write(storage.replace_servers, room_id, servers.get(room_id, []), stay)
                 self._servers.pop(room_id, None)
 
     async def _servers_for(self, event: OutgoingEvent) -> list[str]:
         present = await self._presences(event.room_id)
-        names = [name for name, presence in present.items() if presence.covers(event.position)]
+        names = [name for name, presence in present.items() if name and presence.covers(event.position)]
         if event.also and event.also not in names:
             names.append(event.also)
         return [name for name in names if name != event.exclude and name not in self._local_names]

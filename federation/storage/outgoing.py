@@ -103,9 +103,11 @@ def note_left(conn: Connection, room_id: str, server_name: str, position: int) -
 
 
 def note_all_left(conn: Connection, room_id: str, position: int) -> None:
-    """We are no longer in a room: nobody is told anything after a position."""
+    """We are no longer in a room: nobody is told anything after a position.
+
+    Where it was not known yet who is, it is still to be found out: they are told what was before.
+    """
     table = room_server
-    conn.execute(delete(table).where(table.c.room_id == room_id, table.c.server_name == UNKNOWN))
     conn.execute(
         update(table)
         .where(table.c.room_id == room_id, table.c.left_position.is_(None))
@@ -119,13 +121,15 @@ def forget_room(conn: Connection, room_id: str) -> None:
     conn.execute(delete(outgoing_event).where(outgoing_event.c.room_id == room_id))
 
 
-def load_unknown_rooms(conn: Connection) -> dict[str, int]:
-    """Rooms whose servers are to be asked for: room id -> the position at which that was found out."""
+def load_unknown_rooms(conn: Connection) -> dict[str, Presence]:
+    """Rooms whose servers are to be asked for: room id -> from where, and up to where, they are told of it."""
     table = room_server
     rows = conn.execute(
-        select(table.c.room_id, table.c.joined_position).where(table.c.server_name == UNKNOWN)
+        select(table.c.room_id, table.c.joined_position, table.c.left_position).where(
+            table.c.server_name == UNKNOWN
+        )
     )
-    return {row.room_id: row.joined_position for row in rows}
+    return {row.room_id: Presence(row.joined_position, row.left_position) for row in rows}
 
 
 def load_a_server(conn: Connection, room_id: str) -> str | None:
@@ -139,19 +143,31 @@ def load_a_server(conn: Connection, room_id: str) -> str | None:
     return name
 
 
-def replace_servers(conn: Connection, room_id: str, servers: Iterable[str], position: int) -> None:
+def replace_servers(conn: Connection, room_id: str, servers: Iterable[str], stay: Presence) -> None:
     """Store the servers of a room as they were told; those known already keep their positions."""
     table = room_server
     wanted = set(servers)
     rows = conn.execute(
-        select(table.c.server_name).where(table.c.room_id == room_id, table.c.left_position.is_(None))
+        select(table.c.server_name).where(
+            table.c.room_id == room_id,
+            or_(table.c.left_position.is_(None), table.c.left_position == stay.left_position),
+        )
     )
     present = set(rows.scalars()) - {UNKNOWN}
     for server_name in present - wanted:
-        note_left(conn, room_id, server_name, position)
+        note_left(conn, room_id, server_name, stay.joined_position)
     for server_name in sorted(wanted - present):
-        note_joined(conn, room_id, server_name, position)
-    conn.execute(delete(table).where(table.c.room_id == room_id, table.c.server_name == UNKNOWN))
+        note_joined(conn, room_id, server_name, stay.joined_position)
+        if stay.left_position is not None:
+            note_left(conn, room_id, server_name, stay.left_position)
+    # Unless we are in the room anew meanwhile, and have to ask again.
+    conn.execute(
+        delete(table).where(
+            table.c.room_id == room_id,
+            table.c.server_name == UNKNOWN,
+            table.c.joined_position == stay.joined_position,
+        )
+    )
 
 
 def load_room_servers(conn: Connection, room_id: str) -> dict[str, Presence]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from federation.storage import fetching, inbound, outgoing
 from federation.storage.destinations import DestinationRow, load_destinations, store_destinations
 from federation.storage.inbound import StagedPdu
-from federation.storage.outgoing import UNKNOWN, OutgoingEvent
+from federation.storage.outgoing import UNKNOWN, OutgoingEvent, Presence
 from federation.storage.tables import metadata, room_server
 from servicekit.database import create_engine
 from servicekit.database.testing import schema_differences
@@ -94,8 +94,8 @@ def test_who_is_behind(conn: Connection) -> None:
 def test_servers_that_were_asked_for_replace_what_was_known(conn: Connection) -> None:
     outgoing.note_joined(conn, "!r", A, 5)
     outgoing.note_joined(conn, "!r", UNKNOWN, 30)
-    assert outgoing.load_unknown_rooms(conn) == {"!r": 30}
-    outgoing.replace_servers(conn, "!r", [B], 30)
+    assert outgoing.load_unknown_rooms(conn) == {"!r": Presence(30, None)}
+    outgoing.replace_servers(conn, "!r", [B], Presence(30, None))
     assert outgoing.load_unknown_rooms(conn) == {}
     rows = {
         row.server_name: (row.joined_position, row.left_position) for row in conn.execute(select(room_server))
@@ -104,6 +104,28 @@ def test_servers_that_were_asked_for_replace_what_was_known(conn: Connection) ->
     outgoing.note_all_left(conn, "!r", 40)
     store(conn, (50, "!r"))
     assert pending(conn, B) == []
+
+
+def test_who_was_in_a_room_that_was_left_at_once_is_found_out_and_told(conn: Connection) -> None:
+    outgoing.note_joined(conn, "!r", UNKNOWN, 30)
+    outgoing.note_all_left(conn, "!r", 40)
+    stay = Presence(30, 40)
+    assert outgoing.load_unknown_rooms(conn) == {"!r": stay}
+    assert outgoing.load_a_server(conn, "!r") is None
+    outgoing.replace_servers(conn, "!r", [A, B], stay)
+    assert outgoing.load_unknown_rooms(conn) == {}
+    assert outgoing.load_room_servers(conn, "!r") == {A: stay, B: stay}
+    store(conn, (35, "!r"), (50, "!r"))
+    assert pending(conn, A) == [35]
+
+
+def test_an_answer_about_an_earlier_stay_does_not_count_for_the_next(conn: Connection) -> None:
+    outgoing.note_joined(conn, "!r", UNKNOWN, 30)
+    outgoing.note_all_left(conn, "!r", 40)
+    (stay,) = outgoing.load_unknown_rooms(conn).values()
+    outgoing.note_joined(conn, "!r", UNKNOWN, 60)
+    outgoing.replace_servers(conn, "!r", [A], stay)
+    assert outgoing.load_unknown_rooms(conn) == {"!r": Presence(60, None)}
 
 
 def test_a_durable_edu_is_made_once_and_spread(conn: Connection) -> None:
