@@ -63,6 +63,8 @@ class History:
         view = await self._rooms.view(room_id)
         if view is None or not view.participating or not from_event_ids:
             return Fetched(0, 0, False)
+        if view.partial:
+            return Fetched(0, 0, True)  # who may see what of it is not known until the members are here
         subject = f"backfill:{room_id}"
         failures, not_before_ms = await self._database.read(storage.load_pull, subject)
         if not_before_ms > self._now_ms():
@@ -91,7 +93,7 @@ class History:
     async def nearest(self, room_id: str, at_ms: int, backwards: bool) -> tuple[str, int] | None:
         """Ask other servers for the event nearest to a time, and fetch it; None: nobody knows one."""
         view = await self._rooms.view(room_id)
-        if view is None or not view.participating:
+        if view is None or not view.participating or view.partial:
             return None
         direction = "b" if backwards else "f"
         path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id, ts=str(at_ms), dir=direction)

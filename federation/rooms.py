@@ -34,6 +34,7 @@ class RoomView:
 
     `policy_server`: the one in use, whose signature every event needs.
     `speaks_as`: of several local server names the one with a user in the room; None: the first, or the only one.
+    `partial`: the room's members are not all known yet, since a join with partial state is not complete.
     """
 
     room_id: str
@@ -42,6 +43,7 @@ class RoomView:
     acl: ServerAcl | None
     policy_server: PolicyServer | None = None
     speaks_as: str | None = None
+    partial: bool = False
 
     def allows(self, server_name: str) -> bool:
         """Whether the room's ACL lets a server take part."""
@@ -58,6 +60,7 @@ class LatestState:
     state: dict[StateKey, Event]
     output_sequence: int
     participating: bool
+    partial: bool = False
 
 
 class Rooms:
@@ -107,6 +110,7 @@ class Rooms:
             ServerAcl.of(latest.state.get(ACL_KEY)),
             policy_server if policy_server is not None and policy_server.name in servers else None,
             next((name for name in self.local_names if name in servers), None) if several else None,
+            latest.partial,
         )
         if room_id in self._unchanged:
             self._unchanged.discard(room_id)
@@ -128,10 +132,23 @@ class Rooms:
             raise forbidden("Server is banned from the room")
         return view
 
-    async def require_member(self, room_id: str, origin: str) -> RoomView:
-        """As `require`, and the origin has a joined user in the room (403 otherwise)."""
+    async def require_whole(self, room_id: str, origin: str) -> RoomView:
+        """As `require`, and the room's members are known (404 otherwise: another server can say more).
+
+        The spec has no error for it, and one of 500 or more would have the other server leave us alone for a while.
+        """
         view = await self.require(room_id, origin)
-        if not await self.is_server_in_room(room_id, origin):
+        if view.partial:
+            raise not_found("The room's members are not all known here yet")
+        return view
+
+    async def require_member(self, room_id: str, origin: str, *, whole: bool = False) -> RoomView:
+        """As `require`, or `require_whole`, and the origin has a joined user in the room (403 otherwise).
+
+        In a partial room, it is among the servers that the resident server told.
+        """
+        view = await (self.require_whole if whole else self.require)(room_id, origin)
+        if origin not in await self.servers(room_id):
             raise forbidden("Host not in room")
         return view
 
@@ -162,6 +179,7 @@ class Rooms:
             {event.key: event for event in events},
             answer.output_sequence,
             answer.participating,
+            answer.partial,
         )
 
     async def servers(self, room_id: str) -> list[str]:
@@ -192,8 +210,9 @@ class Rooms:
         return list(answer.rooms)
 
     async def is_server_in_room(self, room_id: str, server_name: str) -> bool:
-        """Whether a server has a joined user in a room."""
-        return server_name in await self.servers(room_id)
+        """Whether a server is known to have a joined user in a room; of a partial room that is not known."""
+        rooms = await self.rooms([room_id], with_servers=True)
+        return bool(rooms) and not rooms[0].partial and server_name in rooms[0].servers
 
     async def memberships(
         self, room_id: str, user_ids: Sequence[str] = (), memberships: Sequence[str] = ()

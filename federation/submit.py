@@ -155,7 +155,8 @@ def _last_event_id(entry: input_pb2.InputEntry) -> str:
     kind = entry.WhichOneof("kind")
     if kind == "submit_events" and entry.submit_events.events:
         return entry.submit_events.events[-1].event_id
-    if kind == "commit_import":
+    # That the join is in the room does not say that the room is complete: the entry is written again.
+    if kind == "commit_import" and not entry.commit_import.completes:
         return entry.commit_import.join_event.event_id
     return ""
 

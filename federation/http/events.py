@@ -3,7 +3,8 @@
 
 Each request is scoped to a room: the asking server is in it, the ACL lets it be, and the events it names are
 of that room. What it may not see by the history visibility it gets redacted, and so what our users wrote before it came
-and had erased.
+and had erased. While the members of a room that we joined with partial state are not here, no state is served, and only
+events that the server may see.
 """
 
 import asyncio
@@ -71,7 +72,10 @@ class EventRoutes:
         if not found or found[0].status not in _SERVED:
             raise not_found("Event not found")
         view = await self._rooms.require_member(found[0].room_id, caller.origin)
-        return json_response(self._transaction(caller, await self._visible(view, found, caller.origin)))
+        bodies = await self._visible(view, found, caller.origin)
+        if not bodies:
+            raise not_found("Event not found")
+        return json_response(self._transaction(caller, bodies))
 
     async def get_state(self, request: Request, caller: Caller) -> Response:
         """GET /state/{roomId}: the state before an event, whole."""
@@ -101,7 +105,7 @@ class EventRoutes:
     async def get_event_auth(self, request: Request, caller: Caller) -> Response:
         """GET /event_auth/{roomId}/{eventId}."""
         room_id, event_id = request.path_params["room_id"], request.path_params["event_id"]
-        await self._rooms.require_member(room_id, caller.origin)
+        await self._rooms.require_member(room_id, caller.origin, whole=True)
         await self._require_event(room_id, event_id)
         chain = await self._rooms.auth_chain([event_id])
         return json_response(b'{"auth_chain":[' + b",".join(item.pdu_json for item in chain) + b"]}")
@@ -147,7 +151,7 @@ class EventRoutes:
     async def timestamp_to_event(self, request: Request, caller: Caller) -> Response:
         """GET /timestamp_to_event/{roomId}."""
         room_id = request.path_params["room_id"]
-        await self._rooms.require_member(room_id, caller.origin)
+        await self._rooms.require_member(room_id, caller.origin, whole=True)
         for name in ("ts", "dir"):
             if name not in request.query:
                 raise missing_param(f"The query parameter {name} is missing")
@@ -172,7 +176,7 @@ class EventRoutes:
         room_id, event_id = request.path_params["room_id"], request.query.get("event_id")
         if not event_id:
             raise missing_param("The query parameter event_id is missing")
-        await self._rooms.require_member(room_id, caller.origin)
+        await self._rooms.require_member(room_id, caller.origin, whole=True)
         await self._require_event(room_id, event_id)
         return room_id, event_id
 
@@ -185,10 +189,15 @@ class EventRoutes:
     async def _visible(
         self, view: RoomView, events: Sequence[query_pb2.StoredEvent], server_name: str
     ) -> list[bytes]:
-        """The events as JSON, redacted where the server may not see them."""
+        """The events as JSON, redacted where the server may not see them.
+
+        Of a partial room only those that it may certainly see: who else was in the room then, nobody knows here.
+        """
         ids = [item.event.event_id for item in events]
         visible = await self._rooms.visible_to_server(view.room_id, ids, server_name)
         visible -= await self._erased(view, events, server_name)
+        if view.partial:
+            events = [item for item in events if item.event.event_id in visible]
         return [
             item.event.pdu_json
             if item.event.event_id in visible

@@ -67,7 +67,8 @@ class HierarchyRoutes:
 
     async def _state(self, room_id: str) -> LatestState | None:
         latest = await self._rooms.latest(room_id, all_state=True)
-        return latest if latest is not None and latest.participating else None
+        # Of a room whose members are not all here another server can say more.
+        return latest if latest is not None and latest.participating and not latest.partial else None
 
     async def _is_open_to(self, room_id: str, latest: LatestState, server_name: str) -> bool:
         """Whether anybody of a server could peek into or join a room."""

@@ -1,6 +1,7 @@
 """Being joined, left and knocked on: make_* and send_* as the resident server.
 
-(Server-server API, "Joining Rooms", "Restricted rooms", "Knocking upon a room", "Leaving Rooms".)
+(Server-server API, "Joining Rooms", "Restricted rooms", "Knocking upon a room", "Leaving Rooms".) A room that we
+joined with partial state has other servers that can do it until its members are here.
 """
 
 import asyncio
@@ -93,7 +94,7 @@ class MembershipRoutes:
     async def _make(self, request: Request, caller: Caller, membership: str) -> Response:
         room_id, user_id = request.path_params["room_id"], request.path_params["user_id"]
         _check_user(user_id, caller.origin)
-        view = await self._rooms.require(room_id, caller.origin)
+        view = await self._rooms.require_whole(room_id, caller.origin)
         if membership != "leave":
             # "Defaults to [1]": a server that says nothing knows version 1 only.
             _check_version(view.version, request.query_all("ver") or ["1"])
@@ -164,7 +165,7 @@ class MembershipRoutes:
 
     async def _send_join(self, request: Request, caller: Caller, *, may_omit: bool = False) -> bytes:
         # "… the servers active in the room before the join".
-        view = await self._rooms.require(request.path_params["room_id"], caller.origin)
+        view = await self._rooms.require_whole(request.path_params["room_id"], caller.origin)
         servers = await self._rooms.servers(view.room_id)
         event = await self._take(request, caller, "join")
         omit_members = may_omit and request.query_bool("omit_members")
@@ -208,7 +209,7 @@ class MembershipRoutes:
 
     async def _take(self, request: Request, caller: Caller, membership: str) -> Event:
         room_id, event_id = request.path_params["room_id"], request.path_params["event_id"]
-        view = await self._rooms.require(room_id, caller.origin)
+        view = await self._rooms.require_whole(room_id, caller.origin)
         event = self._parse(caller, view, membership)
         if event.event_id != event_id:
             raise invalid_param("The event is not the one that the path names")

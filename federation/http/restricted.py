@@ -82,8 +82,10 @@ class RestrictedJoins:
         named = _rooms_named(rules)
         if not named:
             raise forbidden("The room has no condition under which others may join")
-        known = {room.room_id: room.participating for room in await self._rooms.rooms(named)}
-        # A room that we left may have changed since: what we know of it counts for nothing.
+        rooms = await self._rooms.rooms(named)
+        known = {room.room_id: room.participating and not room.partial for room in rooms}
+        # A room that we left may have changed since: what we know of it counts for nothing. Nor does the absence of
+        # somebody from a room whose members are not all here.
         present = {room_id for room_id in named if known.get(room_id)}
         if present:
             joined = await self._rooms.memberships("", [user_id], ["join"])

@@ -75,7 +75,7 @@ class ThirdPartyRoutes:
         signed = _signed(invite.get("signed") if isinstance(invite, dict) else None, target)
         if signed is None:
             raise invalid_param("third_party_invite is not signed for that user")
-        await self._rooms.require(room_id, caller.origin)
+        await self._rooms.require_whole(room_id, caller.origin)
         await self._redeem(room_id, sender, target, signed)
         return json_response({})
 
