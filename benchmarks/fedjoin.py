@@ -70,3 +70,22 @@ async def _rows(
                 row.operations = 1
             yield f"being joined over federation, {size:,} members{name}", row
         await alice.post(f"/rooms/{room.room_id}/leave")
+        yield (
+            f"join of a room of {size:,} members over federation, until the first message is sent",
+            await _until_talk(server, alice, peer, size),
+        )
+
+
+async def _until_talk(
+    server: ArborServer | FederatedSynapse, alice: MatrixClient, peer: EvilPeer, size: int
+) -> Measurement:
+    """The same where the members may be left out at first: they are not given before the joiner has written."""
+    room = ResidentRoom(peer, size + 1, omits=True, gives_state=False)
+    async with measured(server) as row:
+        started = time.perf_counter()
+        await alice.post(f"/join/{room.room_id}?server_name={peer.server_name}&via={peer.server_name}")
+        await alice.send(room.room_id, "in")
+        row.latencies_s.append(time.perf_counter() - started)
+        row.operations = 1
+    await alice.post(f"/rooms/{room.room_id}/leave")
+    return row

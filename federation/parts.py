@@ -19,6 +19,7 @@ from federation.http.restricted import RestrictedJoins
 from federation.http.send import SendRoutes
 from federation.http.third_party import ThirdPartyRoutes
 from federation.http.version import VersionRoutes
+from federation.joining.completing import Completions
 from federation.joining.handshake import Handshake
 from federation.joining.joins import Joins
 from federation.joining.memberships import RemoteMemberships
@@ -112,10 +113,15 @@ class Parts:
         # -- sending
         self.sender = sender = Sender(client, destinations, database, rooms, names, now_ms)
 
+        self.completions = completions = Completions(
+            client, checker, database, rooms, submitter, names, now_ms
+        )
+
         def on_heard(heard: Heard) -> None:
             sender.hear(heard)
             if heard.missing:
                 fetcher.wake()
+            completions.hear(heard.changed_rooms)
 
         follower = OutputFollower(connection, database, rooms, config.is_local, now_ms, on_heard, sender)
         live = LiveFollower(
@@ -125,7 +131,15 @@ class Parts:
         # -- joining
         handshake = Handshake(client, own.signing, now_ms)
         self.joins = joins = Joins(
-            handshake, checker, policy, database, rooms, submitter, rooms.import_parts, now_ms
+            handshake,
+            checker,
+            policy,
+            database,
+            rooms,
+            submitter,
+            rooms.import_parts,
+            completions,
+            now_ms,
         )
         self.memberships = memberships = RemoteMemberships(
             client, handshake, joins, checker, rooms, submitter, own.signing, now_ms
@@ -177,6 +191,7 @@ class Parts:
                 sender,
                 follower,
                 live,
+                completions,
                 joins,
             )
         ]

@@ -7,7 +7,7 @@ is to be had the event goes on without one, and the RoomServer keeps it from eve
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from arbor.roomserver.v1 import query_pb2
@@ -87,21 +87,22 @@ class PolicySignatures:
 
         return list(await asyncio.gather(*map(sign, events)))
 
-    async def of_join(self, join: Event, state: Sequence[Event], returned: Any) -> Event:
+    async def of_join(
+        self, join: Event, state: Sequence[Event], servers: Collection[str], returned: Any
+    ) -> Event:
         """Return our join of another server's room with the signature that it needs there.
 
         Args:
             state: the room's before the join.
+            servers: those that are told to be in the room, where their members are not among the state.
             returned: the join as the resident server gave it back, where the signature may be already.
 
         Raises:
             MatrixError: the policy server gives none.
         """
         server = next((named for event in state if (named := policy_server_of(event)) is not None), None)
-        members = (event for event in state if event.membership == "join" and event.state_key)
-        if server is None or not any(
-            server_name_of(event.state_key or "") == server.name for event in members
-        ):
+        joined = {server_name_of(event.state_key or "") for event in state if event.membership == "join"}
+        if server is None or server.name not in joined | set(servers):
             return join
         signatures = returned.get("signatures") if isinstance(returned, Mapping) else None
         try:
@@ -117,7 +118,7 @@ class PolicySignatures:
         if view is not None and view.policy_server == server:
             return True
         # The view may be behind what was just written.
-        return await self._rooms.is_server_in_room(room_id, server.name)
+        return server.name in await self._rooms.servers(room_id)
 
     async def _ask_for_ours(self, server: PolicyServer, event: Event) -> Event | MatrixError:
         try:

@@ -1,4 +1,4 @@
-"""send_join's answer, checked: what of it a room can be begun with, and its parts for the RoomServer."""
+"""What send_join answered, and later the state that it left members out of, checked; their parts for the RoomServer."""
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -11,10 +11,14 @@ from federation.receipt.pdu_checks import PduChecker
 from federation.submit import event_message
 from matrixlib.event_auth import Refused, check_event_auth
 from matrixlib.events import Event, StateKey
+from matrixlib.identifiers import is_valid_server_name
 from matrixlib.room_versions import RoomVersion
 
+CREATE: StateKey = ("m.room.create", "")
 IMPORT_PART_BYTES = 1024 * 1024
 MAX_STATE_EVENTS = 500_000
+# They go with the entry that commits the import, which must fit one message of the log.
+MAX_SERVERS_BYTES = 500 * 1024
 
 
 class JoinFailed(Exception):
@@ -23,14 +27,16 @@ class JoinFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RoomAtJoin:
-    """What send_join answered, checked: the join as signed by all, the state before it and its auth chain.
+    """What another server answered, checked: the join as signed by all, the state before it and its auth chain.
 
-    Each of `events` comes after its auth events; those of `state_ids` are the state.
+    Each of `events` comes after its auth events; those of `state_ids` are the state. `servers`: those in the room,
+    where members were left out of the state; None: they were not.
     """
 
     join: Event
     events: tuple[Event, ...]
     state_ids: frozenset[str]
+    servers: tuple[str, ...] | None = None
 
 
 async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, Any]) -> RoomAtJoin:
@@ -40,24 +46,11 @@ async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, An
         JoinFailed: the room cannot be joined with it.
     """
     version = join.room_version
-    state_pdus, chain_pdus = answer.get("state"), answer.get("auth_chain")
-    if not isinstance(state_pdus, list) or not isinstance(chain_pdus, list):
-        raise JoinFailed("state and auth_chain are not arrays")
-    if len(state_pdus) + len(chain_pdus) > MAX_STATE_EVENTS:
-        raise JoinFailed("the room's state is too large")
-    if answer.get("members_omitted") is True:
-        raise JoinFailed("members were left out, though we did not ask for that")
+    servers = _servers(answer.get("servers_in_room")) if answer.get("members_omitted") is True else None
     join = await _signed_join(checker, join, answer.get("event"))
-    state = _distinct(await checker.check(state_pdus, version, room_id=join.room_id))
-    chain = _distinct(await checker.check(chain_pdus, version, room_id=join.room_id))
-    by_key: dict[StateKey, Event] = {}
-    for event in state.values():
-        if not event.is_state or event.key in by_key:
-            raise JoinFailed("the state holds two events under one key, or no state event")
-        by_key[event.key] = event
-    create = by_key.get(("m.room.create", ""))
-    if create is None:
-        raise JoinFailed("the state has no create event")
+    state, chain = await _checked_state(checker, join, answer, "state")
+    by_key = _by_key(state)
+    create = by_key[CREATE]
     _check_create(create, version)
     # Each event's auth events must be there, or nothing could ever be judged by it.
     known = {**chain, **state}
@@ -68,7 +61,71 @@ async def check_answer(checker: PduChecker, join: Event, answer: Mapping[str, An
     verdict = check_event_auth(join, by_key)
     if isinstance(verdict, Refused):
         raise JoinFailed(f"the join is not allowed by the state given: rule {verdict.rule}, {verdict.reason}")
-    return RoomAtJoin(join, tuple(complete.values()), frozenset(event.event_id for event in by_key.values()))
+    state_ids = frozenset(event.event_id for event in by_key.values())
+    return RoomAtJoin(join, tuple(complete.values()), state_ids, servers)
+
+
+async def check_members(checker: PduChecker, join: Event, create_id: str, answer: Any) -> RoomAtJoin:
+    """Check what `/state` answered about our join: the members of the state before it, with their auth chains.
+
+    The rest of the state stands as send_join told it; here it only counts among the auth events.
+
+    Args:
+        create_id: the room's create event, known since the join.
+
+    Raises:
+        JoinFailed: the room cannot be completed with it.
+    """
+    if not isinstance(answer, dict):
+        raise JoinFailed("the state is not an object")
+    state, chain = await _checked_state(checker, join, answer, "pdus")
+    if _by_key(state)[CREATE].event_id != create_id:
+        raise JoinFailed("the state is of another room")
+    known = {
+        event_id: event
+        for event_id, event in {**chain, **state}.items()
+        if not event.is_create or event_id == create_id
+    }
+    events = tuple(with_whole_auth(known).values())
+    members = (event for event in events if event.type == "m.room.member" and event.event_id in state)
+    return RoomAtJoin(join, events, frozenset(event.event_id for event in members))
+
+
+async def _checked_state(
+    checker: PduChecker, join: Event, answer: Mapping[str, Any], key: str
+) -> tuple[dict[str, Event], dict[str, Event]]:
+    """The state and the auth chain of an answer, without the events that do not pass the checks."""
+    state_pdus, chain_pdus = answer.get(key), answer.get("auth_chain")
+    if not isinstance(state_pdus, list) or not isinstance(chain_pdus, list):
+        raise JoinFailed(f"{key} and auth_chain are not arrays")
+    if len(state_pdus) + len(chain_pdus) > MAX_STATE_EVENTS:
+        raise JoinFailed("the room's state is too large")
+    version = join.room_version
+    return (
+        _distinct(await checker.check(state_pdus, version, room_id=join.room_id)),
+        _distinct(await checker.check(chain_pdus, version, room_id=join.room_id)),
+    )
+
+
+def _by_key(state: Mapping[str, Event]) -> dict[StateKey, Event]:
+    by_key: dict[StateKey, Event] = {}
+    for event in state.values():
+        if not event.is_state or event.key in by_key:
+            raise JoinFailed("the state holds two events under one key, or no state event")
+        by_key[event.key] = event
+    if CREATE not in by_key:
+        raise JoinFailed("the state has no create event")
+    return by_key
+
+
+def _servers(told: Any) -> tuple[str, ...]:
+    """The servers that are told to be in a room whose members are not."""
+    if not isinstance(told, list) or not told or not all(is_valid_server_name(name) for name in told):
+        raise JoinFailed("servers_in_room is no array of server names, though members were left out")
+    names = tuple(dict.fromkeys(told))
+    if sum(len(name) + 2 for name in names) > MAX_SERVERS_BYTES:
+        raise JoinFailed("servers_in_room is too long")
+    return names
 
 
 async def _signed_join(checker: PduChecker, join: Event, returned: Any) -> Event:

@@ -106,13 +106,21 @@ class Handshake:
     async def send(self, prepared: Prepared) -> Any:
         """Give our event to the server that made the template; returns its parsed answer.
 
+        A join may be answered without most members.
+
         Raises:
             RemoteError: it did not take it.
         """
         return await self.send_event(prepared.resident, prepared.template.membership, prepared.event)
 
-    async def send_event(self, resident: str, membership: str, event: Event) -> Any:
-        """Give a membership event of ours to a server. Raises as `send`; may be repeated."""
+    async def send_event(
+        self, resident: str, membership: str, event: Event, *, omit_members: bool = True
+    ) -> Any:
+        """Give a membership event of ours to a server. Raises as `send`; may be repeated.
+
+        Args:
+            omit_members: a join may be answered without most members.
+        """
         options: dict[str, Any] = {
             "content": event.pdu,
             "origin": server_name_of(event.sender),
@@ -123,7 +131,10 @@ class Handshake:
         if membership == "knock":
             path = path_of("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
             return await self._client.request(resident, "PUT", path, **options)
-        path = path_of(f"/_matrix/federation/v2/send_{membership}/{{}}/{{}}", event.room_id, event.event_id)
+        query = {"omit_members": "true"} if membership == "join" and omit_members else {}
+        path = path_of(
+            f"/_matrix/federation/v2/send_{membership}/{{}}/{{}}", event.room_id, event.event_id, **query
+        )
         try:
             return await self._client.request(resident, "PUT", path, **options)
         except RemoteRefused as error:

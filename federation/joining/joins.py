@@ -1,15 +1,17 @@
 """A local user joins a room of other servers.
 
-    make_join ──► our event ──► send_join ──► checked ──► Import, in parts ──► CommitImport
-    (one server      stored:         stored:
+    make_join ──► our event ──► send_join ──► checked ──► Import, in parts ──► CommitImport ──► done, or
+    (one server      stored:         stored:                                                    completing
      after the       sent            importing
      other)
 
 The work is not the caller's: who gives up waiting finds the room joined later. From the moment that the join
 is on its way to the resident server it is a job, which a restart takes up where it was: a join that was sent
 is sent again (the resident knows the event), an answer that is here is imported. Nothing but a refusal, or the
-user's leave, ends it. Of several users who join one room at the same time, one does it after the other, and the
-later ones find us in the room; a user's own repeated requests wait for the same job.
+user's leave, ends it. The resident may leave most members out of its answer: then the room is partial once it is
+committed, the user can talk in it, and `completing` goes on with the job. Of several users who join one room at
+the same time, one does it after the other, and the later ones find us in the room; a user's own repeated requests
+wait for the same job.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ from arbor.log.v1 import input_pb2
 from arbor.roomserver.v1 import query_pb2
 from federation.clock import NowMs
 from federation.joining.answer import JoinFailed, RoomAtJoin, check_answer, import_id_of, parts_of
+from federation.joining.completing import Completions, event_of
 from federation.joining.handshake import Handshake, Prepared, TemplateError, worst_of
 from federation.outbound.errors import RemoteError, RemoteRefused
 from federation.policy import PolicySignatures
@@ -34,8 +37,7 @@ from federation.storage.jobs import JobSummary, JoinJob
 from federation.submit import Submitter, event_message, federation_entry, is_accepted, refusal_of
 from federation.turns import Turns
 from matrixlib.canonical_json import CanonicalJsonError, encode_canonical, parse_json
-from matrixlib.events import Event, EventFormatError, parse_event
-from matrixlib.room_versions import get_room_version
+from matrixlib.events import Event, EventFormatError
 from servicekit.database import Database
 from servicekit.errors import MatrixError, unavailable
 from servicekit.log.faultpoints import fault_point
@@ -49,6 +51,8 @@ RETRY_S = 1.0
 START_TIMEOUT_S = 10.0
 # How often a join that was sent before a restart is sent again, each time after a longer pause.
 MAX_SENDS = 6
+
+_ANSWER_KEYS = ("state", "auth_chain", "event", "members_omitted", "servers_in_room")
 
 ImportParts = Callable[[AsyncIterator[query_pb2.ImportRequest]], Awaitable[None]]
 """Stages a room's state at the RoomServer. Raises `MatrixError`."""
@@ -88,6 +92,7 @@ class Joins:
         rooms: Rooms,
         submitter: Submitter,
         import_parts: ImportParts,
+        completions: Completions,
         now_ms: NowMs,
     ) -> None:
         self._handshake = handshake
@@ -97,6 +102,7 @@ class Joins:
         self._rooms = rooms
         self._submitter = submitter
         self._import_parts = import_parts
+        self._completions = completions
         self._now_ms = now_ms
         self._turns = Turns()
         self._running: dict[tuple[str, str], _Running] = {}
@@ -251,6 +257,22 @@ class Joins:
         log.info("join_answered", room=job.room_id, through=job.resident, size_bytes=len(answer_json))
         return await self._check_and_import(job, answer)
 
+    async def _check(self, job: JoinJob, answer: Mapping[str, Any]) -> RoomAtJoin:
+        """Check the answer; one without members that is of no use is asked for once more, with them."""
+        event = event_of(job)
+        try:
+            return await check_answer(self._checker, event, answer)
+        except JoinFailed as error:
+            if answer.get("members_omitted") is not True:
+                raise
+            log.info("partial_join_not_usable", room=job.room_id, through=job.resident, reason=str(error))
+        whole = await self._handshake.send_event(job.resident, "join", event, omit_members=False)
+        if not isinstance(whole, dict):
+            raise JoinFailed("send_join's answer is not an object")
+        answer_json = await asyncio.to_thread(_answer_json, whole)
+        await self._database.write(storage.store_answer, job.job_id, answer_json)
+        return await check_answer(self._checker, event, whole)
+
     async def _resume(self, job: JoinJob) -> Joined:
         log.info("join_resumed", room=job.room_id, through=job.resident, answered=job.answer_json is not None)
         try:
@@ -266,7 +288,7 @@ class Joins:
 
     async def _send_again(self, job: JoinJob) -> Any:
         """Ask once more what the resident says to a join that it may have taken already."""
-        event = _event_of(job)
+        event = event_of(job)
         for attempt in range(MAX_SENDS):
             try:
                 return await self._handshake.send_event(job.resident, "join", event)
@@ -278,10 +300,10 @@ class Joins:
         raise AssertionError("the last try returns or raises")
 
     async def _check_and_import(self, job: JoinJob, answer: Mapping[str, Any]) -> Joined:
-        room = await check_answer(self._checker, _event_of(job), answer)
+        room = await self._check(job, answer)
         try:
             state = [event for event in room.events if event.event_id in room.state_ids]
-            join = await self._policy.of_join(room.join, state, answer.get("event"))
+            join = await self._policy.of_join(room.join, state, room.servers or (), answer.get("event"))
         except MatrixError as error:
             await self._database.write(storage.finish_job, job.job_id, str(error))
             raise
@@ -297,7 +319,11 @@ class Joins:
                 log.info("join_waits", room=job.room_id, reason=str(error))
                 await asyncio.sleep(RETRY_S)
             else:
-                await self._database.write(storage.finish_job, job.job_id)
+                if room.servers is None:
+                    await self._database.write(storage.finish_job, job.job_id)
+                else:
+                    await self._database.write(storage.begin_completing, job.job_id)
+                    self._completions.begin(job)
                 return joined
 
     async def _import(self, job: JoinJob, room: RoomAtJoin) -> Joined:
@@ -305,6 +331,8 @@ class Joins:
         view = await self._rooms.view(job.room_id)
         if view is not None and view.participating:
             # Somebody of ours is in the room: its state is known, the join is one more event of it.
+            if view.partial and not await self._is_in_room(room.join):
+                raise unavailable("The room's members are not all known yet", 1000)
             entry = federation_entry(room.join, job.resident)
         else:
             import_id = import_id_of(job.job_id, room)
@@ -312,7 +340,11 @@ class Joins:
             fault_point("join.staged")
             entry = input_pb2.InputEntry(
                 commit_import=input_pb2.CommitImport(
-                    import_id=import_id, room_version=job.room_version, join_event=event_message(room.join)
+                    import_id=import_id,
+                    room_version=job.room_version,
+                    join_event=event_message(room.join),
+                    partial=room.servers is not None,
+                    servers_in_room=(*room.servers, job.resident) if room.servers is not None else (),
                 )
             )
         running = self._running.get((job.user_id, job.room_id))
@@ -323,19 +355,22 @@ class Joins:
             raise refusal_of(verdict)
         fault_point("join.committed")
         self._rooms.forget(job.room_id)
-        log.info("joined", room=job.room_id, through=job.resident, state=len(room.state_ids))
+        log.info(
+            "joined",
+            room=job.room_id,
+            through=job.resident,
+            state=len(room.state_ids),
+            partial=room.servers is not None,
+        )
         return Joined(room.join.event_id, verdict.output_sequence)
 
-
-def _event_of(job: JoinJob) -> Event:
-    version = get_room_version(job.room_version)
-    if version is None:
-        raise JoinFailed("unknown room version")
-    return parse_event(job.join_event_json, version)
+    async def _is_in_room(self, event: Event) -> bool:
+        found = await self._rooms.events([event.event_id], event.room_id)
+        return bool(found) and found[0].status == query_pb2.EVENT_STATUS_ACCEPTED
 
 
 def _answer_json(answer: Mapping[str, Any]) -> bytes:
-    kept = {key: answer[key] for key in ("state", "auth_chain", "event", "members_omitted") if key in answer}
+    kept = {key: answer[key] for key in _ANSWER_KEYS if key in answer}
     try:
         return orjson.dumps(kept)
     except TypeError:  # integers beyond 64 bits, say

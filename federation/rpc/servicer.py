@@ -32,6 +32,7 @@ MAX_JOINS = 200
 _JOIN_STATES = {
     jobs.SENT: pb.JOIN_STATE_SENT,
     jobs.IMPORTING: pb.JOIN_STATE_IMPORTING,
+    jobs.COMPLETING: pb.JOIN_STATE_COMPLETING,
     jobs.DONE: pb.JOIN_STATE_DONE,
     jobs.FAILED: pb.JOIN_STATE_FAILED,
 }
@@ -238,6 +239,8 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
                     state=_JOIN_STATES[job.state],
                     created_ms=job.created_ms,
                     error=job.error,
+                    attempts=job.attempts,
+                    next_try_ms=job.next_try_ms if job.state == jobs.COMPLETING else 0,
                 )
                 for job in await self._joins.summaries(MAX_JOINS)
             ]

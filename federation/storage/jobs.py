@@ -9,13 +9,17 @@ from federation.storage.tables import join_job
 
 SENT = "sent"
 IMPORTING = "importing"
+COMPLETING = "completing"
 DONE = "done"
 FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class JoinJob:
-    """A join on its way to a resident server. `answer_json` is send_join's answer; None: it is not here yet."""
+    """A join on its way to a resident server. `answer_json` is send_join's answer; None: it is not here, or no longer.
+
+    `attempts` and `next_try_ms` are of the tries to complete it, once it was imported with partial state.
+    """
 
     job_id: str
     user_id: str
@@ -24,6 +28,8 @@ class JoinJob:
     resident: str
     join_event_json: bytes
     answer_json: bytes | None
+    attempts: int = 0
+    next_try_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class JobSummary:
     state: str
     created_ms: int
     error: str
+    attempts: int
+    next_try_ms: int
 
 
 def store_job(conn: Connection, job: JoinJob, now_ms: int) -> None:
@@ -59,6 +67,31 @@ def store_answer(conn: Connection, job_id: str, answer_json: bytes) -> None:
     """Keep what the resident answered, until it is imported."""
     conn.execute(
         update(join_job).where(join_job.c.job_id == job_id).values(state=IMPORTING, answer_json=answer_json)
+    )
+
+
+def begin_completing(conn: Connection, job_id: str) -> None:
+    """The join is imported with partial state: what is left is to complete that. The large answer goes."""
+    conn.execute(
+        update(join_job)
+        .where(join_job.c.job_id == job_id)
+        .values(state=COMPLETING, partial=True, answer_json=None)
+    )
+
+
+def load_completing(conn: Connection) -> list[JoinJob]:
+    """Joins with partial state that is not complete yet."""
+    table = join_job
+    rows = conn.execute(select(table).where(table.c.state == COMPLETING).order_by(table.c.created_ms))
+    return [_job(row) for row in rows]
+
+
+def note_failed_try(conn: Connection, job_id: str, attempts: int, next_try_ms: int, cause: str) -> None:
+    """Note a try to complete a join that came to nothing."""
+    conn.execute(
+        update(join_job)
+        .where(join_job.c.job_id == job_id)
+        .values(attempts=attempts, next_try_ms=next_try_ms, error=cause[:1000])
     )
 
 
@@ -98,6 +131,8 @@ def _job(row: Row[Any]) -> JoinJob:
         row.resident,
         bytes(row.join_event_json),
         bytes(row.answer_json) if row.answer_json is not None else None,
+        row.attempts,
+        row.next_try_ms,
     )
 
 
@@ -112,6 +147,8 @@ def load_summaries(conn: Connection, limit: int) -> list[JobSummary]:
             table.c.state,
             table.c.created_ms,
             table.c.error,
+            table.c.attempts,
+            table.c.next_try_ms,
         )
         .order_by(table.c.state.in_((DONE, FAILED)), table.c.created_ms.desc())
         .limit(limit)

@@ -24,10 +24,11 @@ _STATES = {
 _JOIN_STATES = {
     pb.JOIN_STATE_SENT: "sent",
     pb.JOIN_STATE_IMPORTING: "importing",
+    pb.JOIN_STATE_COMPLETING: "completing",
     pb.JOIN_STATE_DONE: "done",
     pb.JOIN_STATE_FAILED: "failed",
 }
-_JOINS_HEADER = ("user", "room", "through", "state", "begun", "error")
+_JOINS_HEADER = ("user", "room", "through", "state", "begun", "tries", "next try", "error")
 _HEADER = ("server", "state", "rooms", "edus", "oldest", "failures", "next try", "last success", "last error")
 
 
@@ -80,6 +81,8 @@ def table_of_joins(joins: list[pb.Join], now_ms: int) -> list[str]:
                     join.resident,
                     _JOIN_STATES.get(join.state, "?"),
                     _ago(join.created_ms, now_ms),
+                    str(join.attempts or "-"),
+                    _next_try(join.next_try_ms, now_ms) if join.state == pb.JOIN_STATE_COMPLETING else "-",
                     join.error,
                 )
                 for join in joins
@@ -103,7 +106,6 @@ def _lines(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _row(destination: pb.Destination, now_ms: int) -> tuple[str, ...]:
-    waits = destination.next_try_ms - now_ms
     return (
         destination.server_name,
         _STATES.get(destination.state, "?"),
@@ -111,10 +113,14 @@ def _row(destination: pb.Destination, now_ms: int) -> tuple[str, ...]:
         str(destination.pending_edus),
         _ago(destination.oldest_pending_ms, now_ms),
         str(destination.failures),
-        f"in {_span(waits)}" if waits > 0 else "now",
+        _next_try(destination.next_try_ms, now_ms),
         _ago(destination.last_success_ms, now_ms),
         destination.last_error,
     )
+
+
+def _next_try(at_ms: int, now_ms: int) -> str:
+    return f"in {_span(at_ms - now_ms)}" if at_ms > now_ms else "now"
 
 
 def _ago(at_ms: int, now_ms: int) -> str:

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.support.evil_peer import Answer, Asked, EvilPeer
-from tests.support.federation import federated_arbor
+from tests.support.federation import federated_arbor, until
 from tests.support.matrix_client import ClientError, MatrixClient
 from tests.support.resident import ResidentRoom, join_patiently
 from tests.support.tls_ca import TestCa
@@ -26,6 +26,17 @@ FAULTS = (
     "roomserver.import_page:3",
     "roomserver.import_part",
     "roomserver.import_commit",
+)
+# The same where the members come later.
+PARTIAL_FAULTS = (
+    "join.answered",
+    "join.staged",
+    "join.committed",
+    "join.members_got",
+    "join.members_staged",
+    "join.completed",
+    "roomserver.import_commit",
+    "roomserver.import_complete",
 )
 
 
@@ -52,6 +63,46 @@ async def test_a_join_outlives_the_death_of_a_process(
             assert len(peer.asked("make_join")) == 1, "the first try was taken up, no second one begun"
             assert {event.event_id for event in room.joins} == {room.joins[0].event_id}
             await alice.send(room.room_id, "here I am")
+        finally:
+            await server.stop()
+
+
+@pytest.mark.parametrize("fault", PARTIAL_FAULTS)
+async def test_a_join_with_partial_state_outlives_the_death_of_a_process(
+    fault: str, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    died = tmp_path / "died"
+    ca = TestCa(tmp_path / "ca")
+    server = federated_arbor(tmp_path / "arbor", ca)
+    server.environment = {"ARBOR_FAULT": fault, "ARBOR_FAULT_ONCE": str(died)}
+    async with EvilPeer(ca) as peer:
+        room = ResidentRoom(peer, 200, omits=True)
+        await server.start()
+        try:
+            alice = await server.register(session, "alice")
+            await join_patiently(alice, room.room_id, peer.server_name)
+
+            async def whole() -> bool:
+                try:
+                    await alice.send(room.room_id, "here I am")
+                    members = await joined_members(alice, room.room_id)
+                except (ClientError, aiohttp.ClientError):
+                    return False  # a process is on its way back
+                return len(members) == 202
+
+            await until(whole, "the members to come", timeout_s=90)
+            assert died.exists(), f"no process died at {fault}"
+            assert len(peer.asked("make_join")) == 1, "the first try was taken up, no second one begun"
+            assert {event.event_id for event in room.joins} == {room.joins[0].event_id}
+
+            async def done() -> bool:
+                status, output = await server.command("federation", "joins")
+                return status == 0 and [line.split()[3] for line in output.splitlines()[1:]] == ["done"]
+
+            await until(done, "the job to end", timeout_s=60)
+            state = await alice.get(f"/rooms/{room.room_id}/state")
+            told = {event.event_id for event in (*room.state, *room.joins)}
+            assert {event["event_id"] for event in state} == told
         finally:
             await server.stop()
 

@@ -4,11 +4,14 @@ All is done and compared by the client APIs of the two.
 """
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.support.arbor_server import ArborServer
 from tests.support.federation import until
 from tests.support.matrix_client import MatrixClient
 from tests.support.synapse_pair import Pair, Watch, agree, people, sees, state_of
@@ -191,6 +194,47 @@ async def test_synapse_joins_a_room_of_many_members(
     await agree(alice, sam, room_id)
     joined = (await sam.get(f"/rooms/{room_id}/joined_members"))["joined"]
     assert len(joined) == 22
+
+
+def partial_join_of(server: ArborServer, room_id: str) -> str:
+    """How far the join with partial state of a room is; empty: it was none."""
+    with closing(sqlite3.connect(server.data_dir / "federation.db", timeout=30)) as connection:
+        query = "SELECT state FROM join_job WHERE room_id = ? AND partial"
+        found = connection.execute(query, (room_id,)).fetchone()
+    return found[0] if found else ""
+
+
+@pytest.mark.parametrize("name", ["With a name", ""])
+@pytest.mark.parametrize("version", ["1", "10", "12"])
+async def test_arbor_joins_a_room_of_many_members(
+    pair: Pair, session: aiohttp.ClientSession, unique: Any, version: str, name: str
+) -> None:
+    alice, sam = await people(pair, session, unique)
+    others = [await pair.synapse.register(session, unique(f"other{number}")) for number in range(10)]
+    named = {"name": name} if name else {}
+    room_id = await sam.create_room(preset="public_chat", room_version=version, **named)
+    for other in others:
+        await other.join(room_id)
+    await alice.post(f"/join/{room_id}?via={pair.synapse.server_name}")
+    mine = await alice.send(room_id, "in at once")
+    theirs = await others[1].send(room_id, "welcome")
+    await alice.set_state(room_id, "m.room.member", {"membership": "join", "displayname": "A"}, alice.user_id)
+    await sees(others[0], room_id, mine)
+    await sees(alice, room_id, theirs)
+    state = await agree(alice, sam, room_id)
+    members = [key for key in state if key[0] == "m.room.member"]
+    assert len(members) == 12
+    assert len((await alice.get(f"/rooms/{room_id}/joined_members"))["joined"]) == 12
+
+    async def completed() -> bool:
+        return partial_join_of(pair.arbor, room_id) == "done"
+
+    await until(completed, "the room to be noted as whole")
+    # What was before the join can be read by now, and others of ours come in without Synapse.
+    bob = await pair.arbor.register(session, unique("bob"))
+    await bob.join(room_id)
+    await sees(bob, room_id, theirs)
+    await agree(bob, sam, room_id)
 
 
 async def test_typing_and_receipts_go_both_ways(

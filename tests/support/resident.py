@@ -21,7 +21,10 @@ from tests.support.matrix_client import ClientError, MatrixClient
 
 
 class ResidentRoom:
-    """A public room of the peer's. `joins` and `leaves` are the events that were sent to it."""
+    """A public room of the peer's. `joins` and `leaves` are the events that were sent to it.
+
+    `omits`: whoever asks for it is answered without members but the creator's; `gives_state`: it answers `/state`.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,8 @@ class ResidentRoom:
         version: str = "10",
         name: str = "A room",
         creation: dict[str, Any] | None = None,
+        omits: bool = False,
+        gives_state: bool = True,
     ) -> None:
         self.peer = peer
         self.version = ROOM_VERSIONS[version]
@@ -60,6 +65,9 @@ class ResidentRoom:
         peer.answer("make_leave", lambda request: self._template(request, "leave"))
         peer.answer("send_leave", self._send_leave)
         peer.answer("send", lambda request: {"pdus": {}})
+        self.omits = omits
+        self.gives_state = gives_state
+        peer.answer("state", self.give_state)
 
     @property
     def members(self) -> int:
@@ -108,15 +116,44 @@ class ResidentRoom:
         self.joins.append(parse_event(request.content, self.version))
         # Written in small pieces by the caller's loop: a large answer must not stop other requests.
         await asyncio.sleep(0)
+        omitted = self.omits and request.query.get("omit_members") == "true"
         head = {
             "origin": self.peer.server_name,
             "event": request.content,
-            "members_omitted": False,
+            "members_omitted": omitted,
             "servers_in_room": [self.peer.server_name],
             "auth_chain": [event.pdu for event in self.state[:4]],
         }
-        state = b",".join(event.pdu_json for event in self.state)
+        told = [event for event in self.state if not omitted or event.type != "m.room.member"]
+        state = b",".join(event.pdu_json for event in told)
         return Answer(body=orjson.dumps(head)[:-1] + b',"state":[' + state + b"]}")
+
+    async def give_state(self, request: Asked) -> Answer:
+        """Answer `/state`: that before any of the joins that came."""
+        await asyncio.sleep(0)
+        known = any(event.event_id == request.query.get("event_id") for event in self.joins)
+        if not self.gives_state or not known:
+            return Answer(404, b'{"errcode":"M_NOT_FOUND","error":"Unknown"}')
+        state = b",".join(event.pdu_json for event in self.state)
+        chain = b",".join(event.pdu_json for event in self.state[:4])
+        return Answer(body=b'{"pdus":[' + state + b'],"auth_chain":[' + chain + b"]}")
+
+    def speak(self, sender: str, content: dict[str, Any], *, after: str) -> Event:
+        """Make a message that follows an event of whoever joined."""
+        member = next(event for event in self.state if event.state_key == sender)
+        return build_event(
+            self.version,
+            room_id=self.room_id,
+            sender=sender,
+            type="m.room.message",
+            content=content,
+            prev_events=[after],
+            auth_event_ids=[self.create.event_id, self.levels.event_id, member.event_id],
+            depth=len(self.state) + 10,
+            origin_server_ts=1_700_000_100_000,
+            server_name=self.peer.server_name,
+            signing_key=self.peer.key,
+        )
 
     def _send_leave(self, request: Asked) -> Any:
         self.leaves.append(parse_event(request.content, self.version))
