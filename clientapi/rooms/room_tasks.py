@@ -209,7 +209,8 @@ class RoomTasks:
             try:
                 await self._memberships.leave(user_id, room_id, {})
             except MatrixError as error:
-                if error.http_status >= 500:
+                # 502 is another server's doing: a policy server that is away may be so for good.
+                if error.http_status >= 500 and error.http_status != 502:
                     raise
                 log.info("user_stays_in_room", room_id=room_id, user_id=user_id, error=str(error))
                 failed.append(user_id)

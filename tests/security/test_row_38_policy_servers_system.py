@@ -17,7 +17,7 @@ from matrixlib.signing import sign_event
 from tests.support.arbor_server import ArborServer
 from tests.support.evil_peer import Asked, EvilPeer
 from tests.support.federation import federated_arbor, until
-from tests.support.matrix_client import ClientError, MatrixClient, joined_timeline
+from tests.support.matrix_client import ClientError, MatrixClient, joined_timeline, segment
 from tests.support.policy import POLICY_TYPE, PolicyServerScript, policy_content, recommended, refusal
 from tests.support.resident import ResidentRoom, RoomOf, join_patiently, join_through
 from tests.support.tls_ca import TestCa
@@ -241,6 +241,18 @@ async def test_a_policy_server_that_is_away(world: World) -> None:
     # A new one that is named and not in the room is none.
     await alice.set_state(room_id, POLICY_TYPE, policy_content("nobody.example"))
     await alice.send(room_id, "still free")
+
+
+async def test_operators_delete_a_room_whose_policy_server_is_away(
+    world: World, session: aiohttp.ClientSession
+) -> None:
+    root = await world.server.register(session, "root", admin=True)
+    await world.script.peer.go_away()
+    path = f"/_synapse/admin/v1/rooms/{segment(world.room_id)}"
+    answer = await root.request("DELETE", path, {"purge": True, "force_purge": True})
+    assert answer["failed_to_kick_users"] == [world.alice.user_id]
+    assert (await world.refused("gone")).status == 403
+    assert world.room_id not in (await world.alice.get("/joined_rooms"))["joined_rooms"]
 
 
 async def test_a_redacted_policy_is_gone(world: World) -> None:
