@@ -36,7 +36,7 @@ FETCH_TIMEOUT_S = 10.0
 FETCH_MAX_BYTES = 256 * 1024
 RETRY_MIN_MS = 60_000
 RETRY_MAX_MS = 3_600_000
-MAX_CONCURRENT_FETCHES = 20
+MAX_CONCURRENT_FETCHES = 60
 # Of many times at once so many are looked at between two turns of the loop.
 TIMES_A_TURN = 1000
 

@@ -13,6 +13,7 @@ What does not come is tried again, with a growing delay, and given up after a da
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,7 +36,11 @@ from servicekit.logging import get_logger
 
 log = get_logger("federation.fetcher")
 
-MAX_AT_ONCE = 8
+# Rooms for which something is fetched at a time; and those of them whose event one server sent, which may never
+# answer.
+MAX_AT_ONCE = 32
+MAX_OF_ORIGIN = 4
+BATCH = 200
 MAX_SERVERS = 4
 MISSING_LIMIT = 20
 FIRST_DELAY_MS = 2_000
@@ -78,7 +83,8 @@ class Fetcher:
         self._local_names = frozenset(local_names)
         self._now_ms = now_ms
         self._wake = asyncio.Event()
-        self._busy_rooms: set[str] = set()
+        # Room -> the server that sent the event which waits.
+        self._busy_rooms: dict[str, str] = {}
 
     def wake(self) -> None:
         """Something new is missing."""
@@ -89,24 +95,54 @@ class Fetcher:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                due = await self._database.read(storage.load_due, self._now_ms(), 200)
-                for wanted in due:
-                    if wanted.room_id not in self._busy_rooms and len(self._busy_rooms) < MAX_AT_ONCE:
-                        self._busy_rooms.add(wanted.room_id)
+                while begun := await self._next():
+                    for wanted in begun:
                         group.create_task(self._fetch(wanted))
-                await self._sleep(bool(due))
+                await self._sleep()
 
-    async def _sleep(self, busy: bool) -> None:
+    async def _next(self) -> list[Wanted]:
+        """Take up what is due, as much as there is room for; it is busy from here on."""
+        if len(self._busy_rooms) >= MAX_AT_ONCE:
+            return []
+        of_origin = Counter(self._busy_rooms.values())
+        due = await self._database.read(
+            storage.load_due,
+            self._now_ms(),
+            BATCH,
+            without_rooms=list(self._busy_rooms),
+            without_origins=[name for name, count in of_origin.items() if count >= MAX_OF_ORIGIN],
+        )
+        begun = []
+        for wanted in due:
+            room_id, origin = wanted.room_id, wanted.origin
+            if (
+                room_id not in self._busy_rooms
+                and of_origin[origin] < MAX_OF_ORIGIN
+                and len(self._busy_rooms) < MAX_AT_ONCE
+            ):
+                self._busy_rooms[room_id] = origin
+                of_origin[origin] += 1
+                begun.append(wanted)
+        return begun
+
+    async def _sleep(self) -> None:
         due_ms = await self._database.read(storage.next_due_ms)
         seconds = 30.0 if due_ms is None else max((due_ms - self._now_ms()) / 1000, 0.05)
         try:
-            # While something is being fetched its end wakes us.
-            async with asyncio.timeout(5.0 if busy else min(seconds, 30.0)):
+            # While something is being fetched its end wakes us: what is due now waits for that.
+            async with asyncio.timeout(5.0 if self._busy_rooms else min(seconds, 30.0)):
                 await self._wake.wait()
         except TimeoutError:
             pass
 
     async def _fetch(self, wanted: Wanted) -> None:
+        try:
+            await self._fetch_once(wanted)
+        finally:
+            self._busy_rooms.pop(wanted.room_id, None)
+            self._wake.set()
+
+    async def _fetch_once(self, wanted: Wanted) -> None:
         try:
             done = await self.fetch(wanted)
             cause = "" if done else "still waiting"
@@ -115,8 +151,6 @@ class Fetcher:
         except Exception as error:  # one room's trouble is not the service's
             log.error("fetch_failed", exc_info=error, room=wanted.room_id)
             done, cause = False, repr(error)
-        finally:
-            self._busy_rooms.discard(wanted.room_id)
         if done or wanted.attempts >= MAX_ATTEMPTS:
             if not done:
                 log.warning("fetch_given_up", room=wanted.room_id, event=wanted.waiting_event_id, cause=cause)
@@ -130,7 +164,6 @@ class Fetcher:
                 self._now_ms() + delay,
                 cause,
             )
-        self._wake.set()
 
     async def fetch(self, wanted: Wanted) -> bool:
         """Try to get what one event waits for; True: it waits no more.

@@ -29,6 +29,9 @@ from matrixlib.signing import (
 _CHUNK = 64
 # Events looked at between two turns of the loop, where there are many.
 _TURN = 500
+# Whose keys are asked for at a time, of the servers that some events are of: fewer than the key ring asks at once, so
+# that it has places left when all of these say nothing.
+MAX_SERVERS_AT_ONCE = 20
 _THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -93,9 +96,11 @@ class PduChecker:
                 ids.update(_key_ids(event, server)[:10])
                 times.add(event.origin_server_ts)
         found: _Keys = {}
+        slots = asyncio.Semaphore(MAX_SERVERS_AT_ONCE)
 
         async def get(server: str, enforce: bool, ids: set[str], times: set[int]) -> None:
-            at_times = await self._ring.verify_keys_at(server, ids, times, enforce_validity=enforce)
+            async with slots:
+                at_times = await self._ring.verify_keys_at(server, ids, times, enforce_validity=enforce)
             for at_ms, keys in at_times.items():
                 found[server, at_ms] = keys
 

@@ -41,12 +41,23 @@ def store_wanted(
         )
 
 
-def load_due(conn: Connection, now_ms: int, limit: int) -> list[Wanted]:
-    """What is to be fetched now, oldest first."""
+def load_due(
+    conn: Connection,
+    now_ms: int,
+    limit: int,
+    *,
+    without_rooms: Sequence[str] = (),
+    without_origins: Sequence[str] = (),
+) -> list[Wanted]:
+    """What is to be fetched now, oldest first, some rooms and some servers left out."""
     table = wanted_event
     rows = conn.execute(
         select(table)
-        .where(table.c.next_try_ms <= now_ms)
+        .where(
+            table.c.next_try_ms <= now_ms,
+            table.c.room_id.not_in(without_rooms),
+            table.c.origin.not_in(without_origins),
+        )
         .order_by(table.c.next_try_ms, table.c.created_ms)
         .limit(limit)
     )
