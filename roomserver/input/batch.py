@@ -311,9 +311,10 @@ class Batch:
     def note_allowed(
         self, event: Event, snapshot_id: int, auth_nids: tuple[int, ...], state: dict[StateKey, Event]
     ) -> None:
-        """Remember that a message is allowed at a state, with these auth events.
+        """Remember that a message is allowed by the auth rules at a state, with these auth events.
 
-        Neither its content nor anything else can change that, but for state events and redactions.
+        Neither its content nor anything else can change that, but for state events and redactions. What depends on
+        the event itself (its hash, the policy server's signature) is looked at each time.
         """
         if event.state_key is None and event.type != "m.room.redaction":
             key = (snapshot_id, event.type, event.sender, event.auth_links)

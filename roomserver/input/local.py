@@ -259,6 +259,9 @@ def _judge_event(
     allowed = known or _check(batch, work, event, before)
     if isinstance(allowed, Refusal):
         return allowed
+    refusal = policy.check(batch, work, event)
+    if refusal is not None:
+        return refusal
     row = apply.make_row(batch, work, event, status=ACCEPTED, before=before, after=0, auth=allowed.auth_nids)
     row.prev = tuple([_nid_of(batch, work, prev_id) for prev_id in event.prev_event_ids])
     batch.add_row(row, event)
@@ -282,7 +285,6 @@ def _check(batch: Batch, work: RoomWork, event: Event, before: int) -> Refusal |
         # On a fork: what the room has decided since binds our own users at once.
         keys = state_types_for(event)
         refusal = auth.check_at_state(event, snapshots.events_at(batch, work, work.row.snapshot_id, keys))
-    refusal = refusal or policy.check(batch, work, event)
     if refusal is not None:
         return refusal
     if same and before == work.row.snapshot_id:

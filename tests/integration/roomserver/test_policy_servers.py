@@ -90,6 +90,16 @@ def test_what_is_not_signed_is_refused_or_hidden(bench: JudgeBench) -> None:
     assert told(bench)[-1] == after.event_id
 
 
+def test_one_signature_is_not_good_for_the_next_message(bench: JudgeBench) -> None:
+    room = begin(bench, BOB, CAROL)
+    signed = recommended(room.send(ALICE, "m.room.message", {"body": "signed"}), PS)
+    assert send(bench, signed).code == CODE.VERDICT_CODE_ACCEPTED
+    # Of the same sender and type, with the same auth events, at the same state.
+    unsigned = room.send(ALICE, "m.room.message", {"body": "unsigned"})
+    verdict = send(bench, unsigned)
+    assert (verdict.code, verdict.rejection.rule) == (CODE.VERDICT_CODE_REJECTED, "policy")
+
+
 def test_a_hidden_state_event_is_not_in_the_state(bench: JudgeBench) -> None:
     room = begin(bench, BOB, CAROL)
     levels = {"users": {ALICE: 100, BOB: 100}}
