@@ -1,6 +1,6 @@
 """Everything held in memory about committed rows: rooms, events, snapshots, state keys, reserved numbers.
 
-Used by the database's writer thread only. All of it can be dropped at any time.
+Used inside of units of work that write, one after the other. All of it can be dropped at any time.
 """
 
 from collections import OrderedDict

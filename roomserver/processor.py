@@ -431,7 +431,10 @@ class Processor:
         apply = self._judge.apply
         while True:
             try:
-                return await self._database.write(apply, work, self._held)
+                write = self._database.write
+                if self._judge.is_small(work, self._held):
+                    write = self._database.write_here
+                return await write(apply, work, self._held)
             except BatchToSplit:
                 raise
             except (OwnershipLost, StopFollowing):

@@ -56,13 +56,29 @@ class BatchToSplit(Exception):
 
 
 class Judge:
-    """See the module. Runs on the writer thread; `held` is its own view of the partitions."""
+    """See the module. Runs inside units of work, one after the other; `held` is its own view of the partitions."""
 
     def __init__(self, context: Context, memory: Memory, now_ms: Callable[[], int]) -> None:
         self.context = context
         self.memory = memory
         self._now_ms = now_ms
         self._pending: list[Batch] = []
+
+    # -- called before the transaction
+
+    def is_small(self, work: Work, held: dict[int, Held]) -> bool:
+        """Whether this is one event of our own users for a room in memory, with one head: surely quick to judge."""
+        if len(work.messages) != 1:
+            return False
+        work.requests = self._decode(work, held)
+        if len(work.requests) != 1:
+            return False
+        request = work.requests[0]
+        submit = request.entry.submit_events
+        if submit.origin != Origin.EVENT_ORIGIN_LOCAL or len(submit.events) != 1:
+            return False
+        room = self.memory.rooms.get(request.room_id)
+        return room is not None and len(room.heads) == 1
 
     # -- called inside the transaction
 
@@ -77,7 +93,7 @@ class Judge:
         """
         self._pending = []
         started = time.perf_counter()
-        requests = self._decode(work, held)
+        requests = self._decode(work, held) if work.requests is None else work.requests
         alone = {request.sequence for request in requests if request.kind in _ALONE}
         if alone and len(work.messages) > 1:
             # Nobody else's entries are judged one by one on their account.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from roomserver.input.batch import Answer
+from roomserver.input.decode import Request
 from servicekit.log.outbox import OutboxEntry
 from servicekit.log.reader import LogMessage
 
@@ -27,6 +28,8 @@ class Work:
     """(sequence, partition, output_no) of messages whose place on OUTPUT is known since."""
     done: list[tuple[int, int, int]] = field(default_factory=list)
     """(partition, output_no, sequence): the outbox is published up to there."""
+    requests: list[Request] | None = None
+    """What the messages ask; None: not taken apart yet."""
     advance_all: bool = False
     """Move the positions of all partitions, not only of those that have messages here."""
 

@@ -180,6 +180,60 @@ async def test_a_cancelled_caller_leaves_a_unit_that_has_begun_to_finish(databas
     assert await database.read(lambda c: sorted(c.execute(sa.select(note.c.id)).scalars())) == [1, 3]
 
 
+def thread_of(_connection: sa.Connection) -> int:
+    return threading.get_ident()
+
+
+async def test_a_small_unit_runs_on_the_loop_of_sqlite_only(database: Database) -> None:
+    here = threading.get_ident()
+    assert await database.write_here(insert, 1) == 1
+    database._writer._sessions[0].usual_s = 0.0  # the first one connects
+    assert (await database.write_here(thread_of) == here) is database.url.startswith("sqlite")
+    with pytest.raises(sa.exc.IntegrityError):
+        await database.write_here(insert, 1)
+    assert await database.write_here(insert, 2) == 2
+    assert await database.read(count) == 2
+
+
+async def test_a_small_unit_waits_for_those_before_it_without_blocking_the_loop(database: Database) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def hold(connection: sa.Connection) -> int:
+        begun.set()
+        assert end.wait(20)
+        return insert(connection, 1)
+
+    async def let_it_end() -> None:
+        end.set()
+
+    async with asyncio.TaskGroup() as group:
+        held = group.create_task(database.write(hold))
+        await asyncio.to_thread(begun.wait, 20)
+        small = group.create_task(database.write_here(count))
+        # Were the loop blocked, nobody would let the first unit end.
+        group.create_task(let_it_end())
+    assert (held.result(), small.result()) == (1, 1)
+
+
+async def test_no_unit_blocks_the_loop_where_units_take_long(database: Database) -> None:
+    # A slow disk, say; once units are quick again the loop does them.
+    database._writer._sessions[0].usual_s = 1.0
+    assert await database.write_here(thread_of) != threading.get_ident()
+    database._writer._sessions[0].usual_s = 0.0
+    assert (await database.write_here(thread_of) == threading.get_ident()) is database.url.startswith(
+        "sqlite"
+    )
+
+
+async def test_a_unit_on_the_loop_must_not_start_another_one(database: Database) -> None:
+    def nest(_connection: sa.Connection) -> int:
+        return database.write_sync(count)
+
+    with pytest.raises(NestedAcquireError):
+        await database.write_here(nest)
+    assert await database.write_here(count) == 0
+
+
 async def test_closing_finishes_what_is_queued(database_url: str, service: Service) -> None:
     database = Database(database_url, metadata, service.package, name=service.name)
     database.migrate()
