@@ -78,7 +78,7 @@ def judge(batch: Batch, request: Request) -> None:
     if not submit.events:
         local.refuse(batch, request, Refusal("format", "an entry has events", "M_BAD_JSON"))
         return
-    store_outliers(batch, work, submit)
+    outliers = store_outliers(batch, work, submit)
     judged = Judged(Code.VERDICT_CODE_REJECTED)
     last_index = 0
     for index, message in enumerate(submit.events):
@@ -93,6 +93,7 @@ def judge(batch: Batch, request: Request) -> None:
                 wake_waiters(batch, work, [event.event_id])
                 merge.merge_many_heads(batch, work, heads_before)
         last_index = index
+    wake_waiters(batch, work, outliers)
     answer(batch, request, work, judged, submit.events[-1].event_id, last_index)
 
 
@@ -336,48 +337,50 @@ def end_wait(batch: Batch, work: RoomWork, event_id: str) -> None:
 
 def wake_waiters(batch: Batch, work: RoomWork, event_ids: list[str]) -> None:
     """Judge what waited for events that are here now, and what waited for that."""
-    if not load.is_waiting(batch, work.room_id):
+    if not event_ids or not load.is_waiting(batch, work.room_id):
         return
-    from roomserver.input import history  # which builds on this module
-
     todo = deque(event_ids)
     while todo:
         waiters = waiting.load_waiters(batch.conn, [todo.popleft()])
         for event_id, kept in sorted(waiting.load_waiting(batch.conn, waiters).items()):
-            if kept.room_id != work.room_id:
-                continue
-            event = parse(batch, work, event_id, kept.pdu)
-            if isinstance(event, Refusal):
-                waiting.delete_waiting(batch.conn, event_id)
-                continue
-            if kept.origin == _HISTORY:
-                judged = history.judge_alone(batch, work, event, kept.origin_server)
-            else:
-                judged = judge_event(batch, work, event, kept.origin_server, [])
-            if judged.row is not None:
+            if kept.room_id == work.room_id and _judge_again(batch, work, kept):
                 todo.append(event_id)
-            # What is here already waits no longer; else two of these could wake each other for ever.
-            done = judged.row is None or judged.code == Code.VERDICT_CODE_DUPLICATE
-            if done and judged.code != Code.VERDICT_CODE_WAITING:
-                waiting.delete_waiting(batch.conn, event_id)
 
 
 def retry_waiting(batch: Batch, work: RoomWork) -> None:
     """Judge everything that waits in a room once more."""
     for kept in waiting.load_waiting_of_room(batch.conn, work.room_id):
-        event = parse(batch, work, kept.event_id, kept.pdu)
-        if isinstance(event, Refusal):
-            waiting.delete_waiting(batch.conn, kept.event_id)
-        elif judge_event(batch, work, event, kept.origin_server, []).row is not None:
+        if _judge_again(batch, work, kept):
             wake_waiters(batch, work, [kept.event_id])
 
 
-def store_outliers(batch: Batch, work: RoomWork, submit: input_pb2.SubmitEvents) -> None:
-    """Store the outliers that come with an entry, oldest first."""
+def _judge_again(batch: Batch, work: RoomWork, kept: waiting.WaitingEvent) -> bool:
+    """Judge an event that waits as it was asked for; returns whether it is here now."""
+    from roomserver.input import history  # which builds on this module
+
+    event = parse(batch, work, kept.event_id, kept.pdu)
+    if isinstance(event, Refusal):
+        waiting.delete_waiting(batch.conn, kept.event_id)
+        return False
+    if kept.origin == _HISTORY:
+        judged = history.judge_alone(batch, work, event, kept.origin_server)
+    else:
+        judged = judge_event(batch, work, event, kept.origin_server, [])
+    # What is here already waits no longer; else two of these could wake each other for ever.
+    done = judged.row is None or judged.code == Code.VERDICT_CODE_DUPLICATE
+    if done and judged.code != Code.VERDICT_CODE_WAITING:
+        waiting.delete_waiting(batch.conn, kept.event_id)
+    return judged.row is not None
+
+
+def store_outliers(batch: Batch, work: RoomWork, submit: input_pb2.SubmitEvents) -> list[str]:
+    """Store the outliers that come with an entry, oldest first; returns the ids of those that are here now."""
+    here = []
     for message in submit.outliers:
         event = parse(batch, work, message.event_id, message.pdu_json)
-        if not isinstance(event, Refusal):
-            store_outlier(batch, work, event)
+        if not isinstance(event, Refusal) and store_outlier(batch, work, event).row is not None:
+            here.append(event.event_id)
+    return here
 
 
 def store_outlier(batch: Batch, work: RoomWork, event: Event) -> Judged:

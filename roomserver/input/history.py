@@ -48,6 +48,7 @@ def judge_history(batch: Batch, requests: list[Request]) -> None:
     """
     events: list[tuple[Event, list[str]]] = []
     judged: dict[str, Judged] = {}
+    outliers_here: list[str] = []
     for request in requests:
         submit = request.entry.submit_events
         work = batch.work(request.room_id)
@@ -57,7 +58,7 @@ def judge_history(batch: Batch, requests: list[Request]) -> None:
         if refusal is not None or work is None or not submit.events:
             local.refuse(batch, request, refusal or Refusal("format", "an entry has events", "M_BAD_JSON"))
             continue
-        federation.store_outliers(batch, work, submit)
+        outliers_here += federation.store_outliers(batch, work, submit)
         for index, message in enumerate(submit.events):
             event = federation.parse(batch, work, message.event_id, message.pdu_json)
             if isinstance(event, Refusal):
@@ -77,9 +78,8 @@ def judge_history(batch: Batch, requests: list[Request]) -> None:
             judged[event.event_id] = _judge_event(batch, work, event, before, origin_server)
     for event in reversed(left):
         judged[event.event_id] = judge_alone(batch, work, event, origin_server)
-    federation.wake_waiters(
-        batch, work, [event_id for event_id, item in judged.items() if item.row is not None]
-    )
+    here = [event_id for event_id, item in judged.items() if item.row is not None]
+    federation.wake_waiters(batch, work, outliers_here + here)
     for request in requests:
         submit = request.entry.submit_events
         if submit.events and (outcome := judged.get(submit.events[-1].event_id)) is not None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from sqlalchemy import Connection, func, select
 
-from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeRoom, VerdictCode
+from arbor.log.v1.input_pb2 import CommitImport, EventOrigin, InputEntry, PurgeRoom, ReplayRoom, VerdictCode
 from arbor.log.v1.output_pb2 import OutputMessage, Placement
 from arbor.roomserver.v1 import query_pb2
 from matrixlib.events import Event
@@ -92,6 +92,45 @@ def test_events_that_are_here_do_not_wake_each_other_for_ever(bench: JudgeBench)
     assert bench.submit(foreign(room_id, [third]))[0].code == CODE.VERDICT_CODE_ACCEPTED
     left = [event.event_id for event in here]
     assert bench.database.read_sync(waiting.load_waiting, left) == {}
+
+
+def test_history_that_waited_is_history_when_it_is_judged_again(bench: JudgeBench) -> None:
+    room, room_id = begin(bench)
+    join = room.heads
+    seen = room.send(BOB, "m.room.message", {"body": "seen"})
+    assert bench.submit(foreign(room_id, [seen]))[0].code == CODE.VERDICT_CODE_ACCEPTED
+    older = room.send(BOB, "m.room.message", {"body": "older"}, prev=join)
+
+    def wait(conn: Connection) -> None:
+        # As it is when what it waited for came while nothing in the room was judged.
+        item = waiting.WaitingEvent(older.event_id, room_id, HISTORY, "b.example", "10", older.pdu_json, 1)
+        waiting.store_waiting(conn, item, [seen.event_id])
+
+    bench.database.write_sync(wait)
+    bench.memory.clear()
+    replay = InputEntry(request_id="replay", replay_room=ReplayRoom())
+    assert bench.submit((room_id, [replay]))[-1].code == CODE.VERDICT_CODE_ACCEPTED
+    told = bench.entries[-1].room_event
+    assert (told.event_id, told.placement) == (older.event_id, Placement.PLACEMENT_HISTORY)
+    latest = bench.database.read_sync(reads.read_latest, query_pb2.QueryLatestRequest(room_id=room_id))[0]
+    assert list(latest.forward_extremities) == [seen.event_id]
+    assert bench.database.read_sync(waiting.load_waiting, [older.event_id]) == {}
+
+
+@pytest.mark.parametrize("origin", [EventOrigin.EVENT_ORIGIN_FEDERATION, HISTORY])
+def test_an_outlier_that_comes_along_wakes_what_waits_for_it(bench: JudgeBench, origin: Any) -> None:
+    room, room_id = begin(bench)
+    join = room.heads
+    renamed = room.member(BOB, "join", content={"displayname": "Bob"})
+    cited = [room.create.event_id, room.state[("m.room.power_levels", "")].event_id, renamed.event_id]
+    waiter = room.send(BOB, "m.room.message", {"body": "waits"}, prev=join, auth=cited)
+    assert bench.submit(foreign(room_id, [waiter], origin=origin))[0].code == CODE.VERDICT_CODE_WAITING
+    other = room.send(BOB, "m.room.message", {"body": "other"}, prev=join)
+    verdict = bench.submit(foreign(room_id, [other], origin=origin, outliers=[renamed]))[0]
+    assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
+    assert bench.submit(foreign(room_id, [waiter], origin=origin))[0].code == CODE.VERDICT_CODE_DUPLICATE
+    assert waiter.event_id in [entry.room_event.event_id for entry in bench.entries]
+    assert bench.database.read_sync(waiting.load_waiting, [waiter.event_id]) == {}
 
 
 def test_a_rejected_event_is_in_no_state(bench: JudgeBench) -> None:
