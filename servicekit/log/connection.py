@@ -6,38 +6,27 @@
     sequence = await connection.publish(subject, data, timeout_s=5)
     await connection.close()
 
-Publishing is pipelined: `publish_nowait` returns a future, `publish_callback` is the cheapest form. One
-subscription takes all acks. After a lost connection every publish without ack ends as `PublishTimeout` (it
-may be stored or not), and the client redials for ever, waiting a little longer each time, up to
+How one publishes is in `publishing`. After a lost connection every publish without ack ends as `PublishTimeout`
+(it may be stored or not), and the client redials for ever, waiting a little longer each time, up to
 `RECONNECT_MAX_S`, with jitter.
 """
 
 import asyncio
 import contextlib
 import random
-import re
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Self
 
-import msgspec
 import orjson
 from nats import errors as nats_errors
-from nats.nuid import NUID
 
 from servicekit.config import Config
-from servicekit.log.client import LogClient, encode_headers, status_of
-from servicekit.log.errors import (
-    LogError,
-    LogFull,
-    LogUnavailable,
-    MessageTooLarge,
-    NatsTooOld,
-    PublishRefused,
-    PublishTimeout,
-)
+from servicekit.log.client import LogClient
+from servicekit.log.errors import LogError, LogUnavailable, NatsTooOld, PublishTimeout
+from servicekit.log.publishing import Publisher
 from servicekit.log.settings import LogSettings
 from servicekit.log.streams import StreamInfo, check_stream, ensure_stream, load_stream
 from servicekit.log.subjects import INPUT, LIVE, OUTPUT
@@ -49,51 +38,20 @@ log = get_logger("servicekit.log")
 CONNECT_TIMEOUT_S = 2
 RECONNECT_MAX_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
-PUBLISH_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 10
-BATCH_MAX_MESSAGES = 500
-
-WRONG_LAST_SEQUENCE = (10071, 10164)
-LOG_FULL = (10047, 10077, 10122)
-TOO_LARGE = (10054, 10097)
-
-OnPublished = Callable[[int, LogError | None], None]
-"""Called once with (stream sequence, None) or (0, error)."""
-BatchMessage = tuple[str, bytes, Mapping[str, str] | None]
-"""(subject, data, headers)."""
 
 
-class _AckError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Ack(msgspec.Struct):
-    seq: int = 0
-    error: _AckError | None = None
-
-
-class LogConnection:
+class LogConnection(Publisher):
     """See the module. Made by `connect`; belongs to the event loop it was made on."""
 
     def __init__(self, settings: LogSettings, service: str) -> None:
+        super().__init__(LogClient(), service)
         self.settings = settings
-        self.service = service
-        self.instance = NUID().next().decode()
-        self.nc = LogClient()
         self._epochs: dict[str, str] = {}
         self._makes_streams = False
-        self._connected = False
-        self._wake = asyncio.Event()  # set while connected, and when closed for good
-        self._closed = False
         self._attempt = 0
         self._last_complaint_s = 0.0
         self._on_connection_change: list[Callable[[bool], None]] = []
-        self._acks: dict[bytes, tuple[OnPublished, asyncio.TimerHandle]] = {}
-        self._ack_no = 0
-        self._ack_prefix = f"_INBOX.{service}.{self.instance}.a.".encode()
-        self._decode_ack = msgspec.json.Decoder(_Ack).decode
 
     # -- connecting
 
@@ -139,25 +97,9 @@ class LogConnection:
         return self
 
     @property
-    def connected(self) -> bool:
-        """Whether NATS can be reached just now."""
-        return self._connected
-
-    @property
     def partitions(self) -> int:
         """The deployment's partition count."""
         return self.settings.partitions
-
-    async def wait_connected(self) -> None:
-        """Return when there is a connection.
-
-        Raises:
-            LogUnavailable: this connection was closed for good.
-        """
-        while not self._connected:
-            if self._closed:
-                raise LogUnavailable("the connection to the log is closed")
-            await self._wake.wait()
 
     def on_connection_change(self, callback: Callable[[bool], None]) -> Callable[[], None]:
         """Have `callback(connected)` called at each change; returns a function that ends this."""
@@ -327,174 +269,6 @@ class LogConnection:
         if error.get("err_code") == 10059:
             raise LogUnavailable(f"there is no stream {stream}")
         raise LogUnavailable(f"stream {stream}: {error.get('description')}")
-
-    # -- publishing
-
-    def publish_core(self, subject: str, data: bytes) -> bool:
-        """Publish without ack to whoever listens now (verdicts).
-
-        Returns False, sending nothing, while disconnected.
-        """
-        if not self._connected:
-            return False
-        self.nc.send(b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(data), data))
-        return True
-
-    def publish_callback(
-        self,
-        subject: str,
-        data: bytes,
-        on_done: OnPublished,
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = PUBLISH_TIMEOUT_S,
-    ) -> None:
-        """Publish; `on_done(sequence, error)` is called once, later or (while disconnected) at once."""
-        if not self._connected:
-            on_done(0, LogUnavailable("there is no connection to the log"))
-            return
-        if len(data) > self.nc.max_payload:
-            on_done(0, MessageTooLarge(f"{len(data)} bytes are more than a message may have"))
-            return
-        ack_id = self._expect_ack(on_done, timeout_s)
-        self.nc.send(_publish_command(subject, self._ack_prefix + ack_id, data, headers))
-
-    def publish_batch(
-        self,
-        messages: list[BatchMessage],
-        on_done: OnPublished,
-        *,
-        timeout_s: float = PUBLISH_TIMEOUT_S,
-    ) -> None:
-        """Publish 1 to 500 messages as one atomic batch: all are stored, one after the other, or none.
-
-        `on_done` gets the last message's sequence. An expected last sequence belongs on the first message.
-        """
-        if not 0 < len(messages) <= BATCH_MAX_MESSAGES:
-            raise ValueError(f"a batch has 1 to {BATCH_MAX_MESSAGES} messages, not {len(messages)}")
-        if not self._connected:
-            on_done(0, LogUnavailable("there is no connection to the log"))
-            return
-        ack_id = self._expect_ack(on_done, timeout_s)
-        reply = self._ack_prefix + ack_id
-        batch_id = f"{self.instance}{ack_id.decode()}"
-        last = len(messages)
-        for number, (subject, data, headers) in enumerate(messages, 1):
-            batch = {**(headers or {}), "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            if number == last:
-                batch["Nats-Batch-Commit"] = "1"
-            # Only the first and the last are answered; an error of the first ends the batch at once.
-            self.nc.send(_publish_command(subject, reply if number in (1, last) else b"", data, batch))
-
-    def publish_nowait(
-        self,
-        subject: str,
-        data: bytes,
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_s: float = PUBLISH_TIMEOUT_S,
-    ) -> "asyncio.Future[int]":
-        """Publish; the future gets the stream sequence or a LogError.
-
-        Await it, or its error is reported as unseen.
-        """
-        future = asyncio.get_running_loop().create_future()
-        self.publish_callback(subject, data, partial(_resolve, future), headers=headers, timeout_s=timeout_s)
-        return future
-
-    async def publish(
-        self,
-        subject: str,
-        data: bytes,
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_s: float = PUBLISH_TIMEOUT_S,
-    ) -> int:
-        """Publish and return the stream sequence once it is stored.
-
-        Raises:
-            LogUnavailable: no connection within `timeout_s`, or no stream; nothing was stored.
-            PublishTimeout: no ack within `timeout_s`, or the connection broke; it may be stored.
-            PublishRefused: the stream refused it (`LogFull`, `MessageTooLarge`, a fence); nothing was stored.
-        """
-        if not self._connected:
-            started = time.monotonic()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self.wait_connected()
-            except TimeoutError as error:
-                raise LogUnavailable("there is no connection to the log") from error
-            timeout_s = max(timeout_s - (time.monotonic() - started), 0.01)
-        return await self.publish_nowait(subject, data, headers, timeout_s=timeout_s)
-
-    def _expect_ack(self, on_done: OnPublished, timeout_s: float) -> bytes:
-        self._ack_no += 1
-        ack_id = b"%d" % self._ack_no
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._on_timeout, ack_id)
-        self._acks[ack_id] = (on_done, timer)
-        return ack_id
-
-    def _on_ack(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        ack_id = subject[len(self._ack_prefix) :]
-        if not data:
-            # Empty: "no responders", or the receipt of a batch's first message, which is not yet stored.
-            code, text = status_of(headers)
-            if code and (waiting := self._acks.pop(ack_id, None)):
-                waiting[1].cancel()
-                waiting[0](0, LogUnavailable(f"no stream takes it ({code} {text})".rstrip()))
-            return
-        waiting = self._acks.pop(ack_id, None)
-        if waiting is None:
-            return  # too late: its sender was told that nobody knows
-        on_done, timer = waiting
-        timer.cancel()
-        ack = self._decode_ack(data)
-        if ack.error is None:
-            on_done(ack.seq, None)
-        else:
-            on_done(0, _refusal(ack.error))
-
-    def _on_timeout(self, ack_id: bytes) -> None:
-        waiting = self._acks.pop(ack_id, None)
-        if waiting is not None:
-            waiting[0](0, PublishTimeout("no ack in time"))
-
-    def _fail_all(self, error: LogError) -> None:
-        waiting, self._acks = self._acks, {}
-        for on_done, timer in waiting.values():
-            timer.cancel()
-            on_done(0, error)
-
-
-def _publish_command(subject: str, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
-    if not headers:
-        return b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply, len(data), data)
-    block = encode_headers(headers)
-    size = len(block)
-    return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (subject.encode(), reply, size, size + len(data), block, data)
-
-
-def _refusal(error: _AckError) -> LogError:
-    text = f"{error.description} ({error.err_code})"
-    if error.err_code in WRONG_LAST_SEQUENCE:
-        found = re.search(r"(\d+)$", error.description)
-        return PublishRefused(text, fence=True, actual=int(found[1]) if found else None, code=error.err_code)
-    if error.err_code in LOG_FULL:
-        return LogFull(text, code=error.err_code)
-    if error.err_code in TOO_LARGE:
-        return MessageTooLarge(text, code=error.err_code)
-    if error.code >= 500:
-        return LogUnavailable(text)
-    return PublishRefused(text, code=error.err_code)
-
-
-def _resolve(future: "asyncio.Future[int]", sequence: int, error: LogError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(sequence)
-    else:
-        future.set_exception(error)
 
 
 @contextlib.contextmanager

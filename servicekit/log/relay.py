@@ -30,10 +30,11 @@ from typing import Any
 from servicekit import metrics
 from servicekit.log.applying import EPOCH_HEADER, OUTPUT_NO_HEADER, WRITER_HEADER
 from servicekit.log.client import decode_headers
-from servicekit.log.connection import BATCH_MAX_MESSAGES, BatchMessage, LogConnection
+from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError, LogUnavailable, OwnershipLost, PublishRefused
 from servicekit.log.faultpoints import fault_point
 from servicekit.log.outbox import OutboxEntry, Published
+from servicekit.log.publishing import BATCH_MAX_MESSAGES, BatchMessage
 from servicekit.log.subjects import OUTPUT, partition_filter
 from servicekit.logging import get_logger
 

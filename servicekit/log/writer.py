@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Mapping
 from functools import partial
 
-from servicekit.log.connection import PUBLISH_TIMEOUT_S, LogConnection
+from servicekit.log.connection import LogConnection
 from servicekit.log.errors import LogError, LogUnavailable
+from servicekit.log.publishing import PUBLISH_TIMEOUT_S
 
 JOINED_MAX_BYTES = 512 * 1024
 JOINED_MAX = 100

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from servicekit.database import Database
-from servicekit.log.connection import LogConnection, OnPublished
+from servicekit.log.connection import LogConnection
 from servicekit.log.errors import OwnershipLost, PublishTimeout
 from servicekit.log.outbox import MAX_DATA_BYTES, Outbox, OutboxEntry, Published
+from servicekit.log.publishing import OnPublished
 from servicekit.log.reader import LogReader
 from servicekit.log.relay import OutboxRelay
 from tests.support import toy_service as toy
