@@ -93,6 +93,8 @@ class Kept:
         self.rooms: dict[str, RoomCache] = {}
         # user -> edited push rules; None: not loaded yet
         self.push_rules: dict[str, notifications.Ruleset] | None = None
+        # user -> who ignores them; None: to be read
+        self.ignored_by: dict[str, set[str]] | None = None
         # Counts rebuilds; None: not known yet.
         self.generation: int | None = None
         # What a rebuild had from the RoomServer's export need not be taken from the log again.
@@ -104,6 +106,7 @@ class Kept:
         """Drop it."""
         self.rooms.clear()
         self.push_rules = None
+        self.ignored_by = None
         self.generation = None
         self.quarantined = None
 

@@ -11,6 +11,7 @@ from syncapi.applied import StoredEvent, ThreadEvent, UserRoom
 from syncapi.applying.batch import Batch, RoomCache
 from syncapi.storage import accounts, members, state
 from syncapi.storage.tables import MAX_POSITION
+from syncapi.window import parse_ignored
 
 _WITHOUT_CREATOR_POWER = frozenset(str(version) for version in range(1, 12))
 
@@ -42,6 +43,7 @@ def notify(
         )
     found = dict.fromkeys(notifications.mentioned_users(event.type, content), notifications.HIGHLIGHT)
     _edited_rules(batch, room, entry, found)
+    found |= dict.fromkeys(_ignoring(batch, event.sender), notifications.SILENT)
     for user, exception in found.items():
         if user == event.sender:
             continue
@@ -59,6 +61,16 @@ def notify(
                     extra_highlight=row.extra_highlight + highlight,
                 ),
             )
+
+
+def _ignoring(batch: Batch, sender: str) -> set[str]:
+    """Return who ignores a user: they are not notified of what they are not shown."""
+    if batch.applier.ignored_by is None:
+        batch.applier.ignored_by = {}
+        for user, content in accounts.load_global(batch.connection, "m.ignored_user_list"):
+            for ignored in parse_ignored(content):
+                batch.applier.ignored_by.setdefault(ignored, set()).add(user)
+    return batch.applier.ignored_by.get(sender, set())
 
 
 def _edited_rules(

@@ -16,6 +16,8 @@ def account_data(
     changed = AccountDataSet(message.user_id, entry.room_id, entry.type, entry.content_json or None, position)
     accounts.store_account_data(batch.connection, changed)
     batch.applied.account_data.append(changed)
+    if entry.type == "m.ignored_user_list" and not entry.room_id:
+        batch.applier.ignored_by = None
     if entry.type == "m.push_rules" and not entry.room_id:
         if batch.applier.push_rules is not None:
             if entry.content_json:

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from syncapi.http import notifications
-from tests.support.sync_world import ALICE, BOB, SyncWorld
+from tests.support.sync_world import ALICE, BOB, CAROL, SyncWorld
 
 
 @pytest.fixture
@@ -97,3 +97,21 @@ async def test_the_actions_are_those_of_the_rule_that_matched(world: SyncWorld) 
     # By the rules of now these would not have notified: what is known of then is told.
     assert (found[to_two], found[mention]) == (["notify"], ["notify", highlight])
     assert listed(world, BOB, limit=0)["notifications"] == []
+
+
+async def test_what_ignored_users_say_does_not_notify(world: SyncWorld) -> None:
+    room = world.room(ALICE)
+    room.join(BOB)
+    room.join(CAROL)
+    heard = room.say(ALICE, "before")
+    world.account_data(BOB, "m.ignored_user_list", {"ignored_users": {ALICE: {}}})
+    room.say(ALICE, "unheard", **{"m.mentions": {"user_ids": [BOB]}})
+    others = room.say(CAROL, "another")
+    unread = (await world.sync(BOB))["rooms"]["join"][room.room_id]["unread_notifications"]
+    assert unread == {"notification_count": 2, "highlight_count": 0}
+    assert others in ids(listed(world, BOB))
+    world.account_data(BOB, "m.ignored_user_list", {"ignored_users": {}})
+    again = room.say(ALICE, "again")
+    assert ids(listed(world, BOB)) == [again, others, heard]
+    unread = (await world.sync(CAROL))["rooms"]["join"][room.room_id]["unread_notifications"]
+    assert unread["notification_count"] == 1
