@@ -1,7 +1,7 @@
 """A user joins a room whose server leaves the members out at first: talks at once, and sees them later."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def members_in(room: dict[str, Any]) -> set[str]:
 
 
 async def whole(client: MatrixClient, room_id: str, count: int) -> bool:
-    return len((await client.get(f"/rooms/{room_id}/joined_members"))["joined"]) == count
+    """Whether a room has so many members, once they are known."""
+    return len((await patiently(client.get, f"/rooms/{room_id}/joined_members"))["joined"]) == count
 
 
 def sent_to(peer: EvilPeer) -> list[str]:
@@ -137,48 +138,78 @@ async def test_what_needs_the_members_waits_for_them(world: World, session: aioh
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
     alice, bob = await server.register(session, "alice"), await server.register(session, "bob")
     await join_patiently(alice, room.room_id, peer.server_name)
+    target = f"@member1:{peer.server_name}"
     async with asyncio.TaskGroup() as group:
-        waiting = [
-            group.create_task(alice.get(f"/rooms/{room.room_id}/members")),
-            group.create_task(alice.get(f"/rooms/{room.room_id}/state")),
-            group.create_task(bob.join(room.room_id)),
-            group.create_task(kick(alice, room.room_id, f"@member1:{peer.server_name}")),
-        ]
+        # Each waits some seconds here, and comes back when told to.
+        members = group.create_task(patiently(alice.get, f"/rooms/{room.room_id}/members"))
+        state = group.create_task(patiently(alice.get, f"/rooms/{room.room_id}/state"))
+        joined = group.create_task(patiently(bob.join, room.room_id))
+        kicked = group.create_task(patiently(alice.post, f"/rooms/{room.room_id}/kick", {"user_id": target}))
         # The user's own profile and messages do not.
         await alice.put(f"/profile/{alice.user_id}/displayname", {"displayname": "Al"})
         await alice.send(room.room_id, "meanwhile")
-        for path in ("state", "state_ids"):
-            query = f"?event_id={room.joins[0].event_id}"
-            url = f"/_matrix/federation/v1/{path}/{room.room_id}{query}"
-            status, _ = await peer.ask("GET", f"https://{server.server_name}", url, server.server_name)
-            assert status == 404
-        url = f"/_matrix/federation/v1/make_join/{room.room_id}/@eve:{peer.server_name}?ver=10"
-        status, _ = await peer.ask("GET", f"https://{server.server_name}", url, server.server_name)
-        assert status == 404
-        url = f"/_matrix/federation/v1/event/{room.joins[0].event_id}"
-        status, _ = await peer.ask("GET", f"https://{server.server_name}", url, server.server_name)
-        assert status == 200
-        url = f"/_matrix/federation/v1/event/{room.joins[0].event_id}"
-        status, _ = await world.third.ask("GET", f"https://{server.server_name}", url, server.server_name)
-        assert status == 403
-        page = await alice.get(f"/rooms/{room.room_id}/messages", dir="b", limit="2")
-        assert [event["type"] for event in page["chunk"]] == ["m.room.message", "m.room.member"]
-        assert "end" in page, "there is more, once it is known who was there"
-        assert not any(task.done() for task in waiting)
+        assert not any(task.done() for task in (members, state, joined, kicked))
         room.gives_state = True
-    members = waiting[0].result()
-    assert len(members["chunk"]) >= MEMBERS + 2, "and the second user, if that was quicker"
-    assert waiting[3].result() == 403, "the member is known, and stands as high"
+    assert len(members.result()["chunk"]) >= MEMBERS + 2, "and the second user, if that was quicker"
+    assert isinstance(kicked.result(), ClientError), "the member is known, and stands as high"
     assert await whole(alice, room.room_id, MEMBERS + 3)
     assert len(room.joins) == 1, "the second user needed no other server"
 
 
-async def kick(client: MatrixClient, room_id: str, target: str) -> int:
-    try:
-        await client.post(f"/rooms/{room_id}/kick", {"user_id": target})
-    except ClientError as error:
-        return error.status
-    return 200
+async def patiently(ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Ask again as long as it is 503; returns the answer, or the error that it is else."""
+    while True:
+        try:
+            return await ask(*arguments)
+        except ClientError as error:
+            if error.status != 503:
+                return error
+
+
+async def test_other_servers_are_served_what_is_certain(world: World, session: aiohttp.ClientSession) -> None:
+    server, peer = world.server, world.peer
+    room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
+    alice = await server.register(session, "alice")
+    await join_patiently(alice, room.room_id, peer.server_name)
+    join = room.joins[0].event_id
+
+    async def ask(who: EvilPeer, path: str) -> int:
+        url = f"https://{server.server_name}"
+        status, _ = await who.ask("GET", url, f"/_matrix/federation/v1/{path}", server.server_name)
+        return status
+
+    refused = (
+        f"state/{room.room_id}?event_id={join}",
+        f"state_ids/{room.room_id}?event_id={join}",
+        f"event_auth/{room.room_id}/{join}",
+        f"timestamp_to_event/{room.room_id}?ts=0&dir=f",
+        f"hierarchy/{room.room_id}",
+        f"make_join/{room.room_id}/@eve:{peer.server_name}?ver=10",
+    )
+    assert [await ask(peer, path) for path in refused] == [404] * len(refused)
+    assert await ask(peer, f"event/{join}") == 200
+    assert await ask(world.third, f"event/{join}") == 403
+    room.gives_state = True
+    await until(lambda: whole(alice, room.room_id, MEMBERS + 2), "the members to come")
+    assert [await ask(peer, path) for path in refused[:3]] == [200] * 3
+
+
+async def test_history_is_not_read_before_it_is_known_who_was_there(
+    world: World, session: aiohttp.ClientSession
+) -> None:
+    server, peer = world.server, world.peer
+    room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
+    alice = await server.register(session, "alice")
+    await join_patiently(alice, room.room_id, peer.server_name)
+    await alice.send(room.room_id, "the first")
+    page = await alice.get(f"/rooms/{room.room_id}/messages", dir="b", limit="2")
+    assert [event["type"] for event in page["chunk"]] == ["m.room.message", "m.room.member"]
+    assert "end" in page, "there is more, once it is known who was there"
+    assert peer.asked("backfill") == []
+    room.gives_state = True
+    await until(lambda: whole(alice, room.room_id, MEMBERS + 2), "the members to come")
+    await alice.get(f"/rooms/{room.room_id}/messages", dir="b", limit="10")
+    assert peer.asked("backfill")
 
 
 async def test_who_leaves_ends_the_fetching(world: World, session: aiohttp.ClientSession) -> None:
