@@ -359,9 +359,10 @@ class Sender:
     ) -> _Transaction | None:
         """What one of several local names has to say; the names take turns."""
         names = self._names
+        of_durable = [names.of_edu(orjson.loads(edu.edu_json)) for edu in durable]
         waiting = [
             *(names.of_event(event) for event in events[:1]),
-            *(names.of_edu(orjson.loads(edu.edu_json)) for edu in durable),
+            *of_durable,
             *(names.of_edu(edu) for edu in queue.ephemeral.values()),
         ]
         if not waiting:
@@ -370,7 +371,7 @@ class Sender:
         queue.last_origin = origin
         # Events in their order, without a gap: as far as the first name's go.
         own_events = list(takewhile(lambda event: names.of_event(event) == origin, events))
-        own_durable = [edu for edu in durable if names.of_edu(orjson.loads(edu.edu_json)) == origin]
+        own_durable = [edu for edu, name in zip(durable, of_durable, strict=True) if name == origin]
         ephemeral = queue.next_ephemeral(MAX_EDUS - len(own_durable), lambda edu: names.of_edu(edu) == origin)
         if len(own_events) < len(events):
             through = own_events[-1].position if own_events else 0

@@ -34,7 +34,6 @@ class Incomplete:
 class _Known:
     stream_ids: list[int]
     gaps: int = 0
-    next_try_ms: int = 0
     new: bool = False
 
 
@@ -62,11 +61,9 @@ def note_changes(conn: Connection, changes: Sequence[DeviceChange], now_ms: int)
 def _load(conn: Connection, user_ids: set[str]) -> dict[str, _Known]:
     table = device_list
     rows = conn.execute(
-        select(table.c.user_id, table.c.stream_ids_json, table.c.gaps, table.c.next_try_ms).where(
-            table.c.user_id.in_(user_ids)
-        )
+        select(table.c.user_id, table.c.stream_ids_json, table.c.gaps).where(table.c.user_id.in_(user_ids))
     )
-    return {row.user_id: _Known(orjson.loads(row.stream_ids_json), row.gaps, row.next_try_ms) for row in rows}
+    return {row.user_id: _Known(orjson.loads(row.stream_ids_json), row.gaps) for row in rows}
 
 
 def _store(conn: Connection, known: dict[str, _Known], now_ms: int) -> None:
