@@ -8,6 +8,7 @@ made: what is checked is what is dialled.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from matrixlib.server_discovery import (
@@ -76,10 +77,17 @@ class Discovery:
         # host -> (answer, good until, errors in a row)
         self._well_known: OrderedDict[str, tuple[Mapping[str, Any], float, int]] = OrderedDict()
         self._srv: OrderedDict[str, tuple[Sequence[SrvRecord], float]] = OrderedDict()
+        # server name -> (what came of these, good until)
+        self._resolved: OrderedDict[str, tuple[list[Target], float]] = OrderedDict()
 
     async def resolve(self, server_name: str) -> list[Target]:
         """Return where requests for `server_name` go, in the order in which to try. Empty: it is no name."""
+        known = self._resolved.get(server_name)
+        if known is not None and known[1] > self._clock():
+            return known[0]
         answers = Answers()
+        # As long as every answer that it stands on.
+        good_until = inf
         while True:
             try:
                 step = next_question(server_name, answers)
@@ -87,19 +95,25 @@ class Discovery:
                 return []
             match step:
                 case AskWellKnown(host):
-                    answers.well_known = await self._ask_well_known(host)
+                    answers.well_known, until = await self._ask_well_known(host)
+                    good_until = min(good_until, until)
                 case AskSrv(name):
-                    answers.srv[name] = list(await self._ask_srv(name))
+                    records, until = await self._ask_srv(name)
+                    answers.srv[name] = list(records)
+                    good_until = min(good_until, until)
                 case Destination():
-                    return [
+                    targets = [
                         Target(target.host, target.port, step.certificate_name, step.host_header)
                         for target in step.targets
                     ]
+                    _keep(self._resolved, server_name, (targets, good_until))
+                    return targets
 
-    async def _ask_well_known(self, host: str) -> Mapping[str, Any]:
+    async def _ask_well_known(self, host: str) -> tuple[Mapping[str, Any], float]:
+        """Return the answer and until when it is good."""
         known = self._well_known.get(host)
         if known is not None and known[1] > self._clock():
-            return known[0]
+            return known[:2]
         given = await self._lookups.well_known(host)
         errors = 0
         if given.answer:
@@ -108,16 +122,18 @@ class Discovery:
         else:
             errors = (known[2] if known is not None else 0) + 1
             ttl = min(WELL_KNOWN_FIRST_ERROR_CACHE_S * 2 ** min(errors - 1, 8), WELL_KNOWN_ERROR_CACHE_S)
-        _keep(self._well_known, host, (given.answer, self._clock() + ttl, errors))
-        return given.answer
+        until = self._clock() + ttl
+        _keep(self._well_known, host, (given.answer, until, errors))
+        return given.answer, until
 
-    async def _ask_srv(self, name: str) -> Sequence[SrvRecord]:
+    async def _ask_srv(self, name: str) -> tuple[Sequence[SrvRecord], float]:
+        """Return the records and until when they are good."""
         known = self._srv.get(name)
         if known is not None and known[1] > self._clock():
-            return known[0]
-        records = await self._lookups.srv(name)
-        _keep(self._srv, name, (records, self._clock() + SRV_CACHE_S))
-        return records
+            return known
+        found = (await self._lookups.srv(name), self._clock() + SRV_CACHE_S)
+        _keep(self._srv, name, found)
+        return found
 
 
 def _keep(cache: "OrderedDict[str, _V]", key: str, value: _V) -> None:

@@ -39,7 +39,7 @@ USER_AGENT = "Arbor"
 
 @dataclass(frozen=True, slots=True)
 class RawResponse:
-    """An answer as it came: status, headers (lower case) and the whole body."""
+    """An answer as it came: status, headers (looked up in whatever case) and the whole body."""
 
     status: int
     headers: Mapping[str, str]
@@ -111,6 +111,8 @@ class Transport:
             ),
             # No cookies, no decompression bombs, and every body is read by us.
             cookie_jar=aiohttp.DummyCookieJar(),
+            # Each request has one timeout of ours around everything.
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
             auto_decompress=False,
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
             skip_auto_headers=["Accept"],
@@ -158,9 +160,7 @@ class Transport:
                     server_hostname=target.tls_name,
                 ) as response:
                     content = await _read(response, max_bytes, target.host_header)
-                    return RawResponse(
-                        response.status, {k.lower(): v for k, v in response.headers.items()}, content
-                    )
+                    return RawResponse(response.status, response.headers, content)
         except TimeoutError:
             raise Unreachable(target.host_header, f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
