@@ -124,8 +124,8 @@ class RoomServer:
             self.leases,
             now_ms,
         )
-        self._processor.output_last = known
-        await self._processor.take_partitions()
+        self._processor.places.output_last = known
+        await self._processor.ownership.take()
 
     async def run(self) -> None:
         """Judge what INPUT asks, until cancelled."""
@@ -139,7 +139,7 @@ class RoomServer:
     async def stop(self) -> None:
         """Hand the partitions over, close the log, then the database."""
         if self._processor is not None:
-            await self._processor.give_up()
+            await self._processor.ownership.give_up()
         if self._connection is not None:
             await self._connection.close()
         self.database.close()

@@ -36,7 +36,7 @@ class AdminServicer(AdminServiceServicer):
         self, request_iterator: AsyncIterator[query_pb2.ImportRequest], context: Any
     ) -> query_pb2.ImportResponse:
         """See query.proto."""
-        processor = self._server.processor
+        committer = self._server.processor.committer
         of: Import | None = None
         job: ImportJob | None = None
         async for part in request_iterator:
@@ -52,13 +52,13 @@ class AdminServicer(AdminServiceServicer):
             if job is not None and part.part <= job.last_part:
                 continue
             for page in await asyncio.to_thread(import_pages.cut, of, part):
-                job = await processor.import_page(page)
+                job = await committer.import_page(page)
             fault_point("roomserver.import_part")
         if of is None or job is None:
             raise invalid_param("An import has parts")
         order = await self._database.read(import_pages.order_of_aside, of)
         for event_ids in chunks(order, staging.PAGE):
-            job = await processor.import_aside(of, list(event_ids))
+            job = await committer.import_aside(of, list(event_ids))
         return query_pb2.ImportResponse(last_part=job.last_part, events=job.events)
 
     async def ListDeadLetters(  # noqa: N802
@@ -102,7 +102,7 @@ class AdminServicer(AdminServiceServicer):
         self, request: query_pb2.CollectGarbageRequest, context: Any
     ) -> query_pb2.CollectGarbageResponse:
         """See query.proto."""
-        collected = await self._server.processor.collect_garbage(request.dry_run)
+        collected = await self._server.processor.committer.collect_garbage(request.dry_run)
         metrics.note_sizes(*await self._database.read(garbage.measure))
         return query_pb2.CollectGarbageResponse(
             collected=[

@@ -50,11 +50,11 @@ class QueryServicer(QueryServiceServicer):
         """The OUTPUT sequence of a room's message, waiting a little for the relay."""
         if not output_no:
             return 0
-        processor = self._server.processor
+        places = self._server.processor.places
         partition = self._server.context.partition_of(room_id)
         deadline = asyncio.get_running_loop().time() + RELAY_WAIT_S
         while True:
-            known = processor.sequence_of(partition, output_no) or await self._database.read(
+            known = places.sequences.get((partition, output_no)) or await self._database.read(
                 reads.read_sequence, room_id
             )
             if known or asyncio.get_running_loop().time() > deadline:
@@ -98,7 +98,7 @@ class QueryServicer(QueryServiceServicer):
         if request.room_id:
             response.output_sequence = await self._position(request.room_id)
         else:
-            response.output_sequence = self._server.processor.output_last
+            response.output_sequence = self._server.processor.places.output_last
         return response
 
     async def QueryRooms(  # noqa: N802
@@ -143,7 +143,7 @@ class QueryServicer(QueryServiceServicer):
         return query_pb2.QueryOutcomeResponse(known=True, verdict=verdict)
 
     async def _position(self, room_id: str) -> int:
-        known = self._server.processor.position_of(room_id)
+        known = self._server.processor.places.position_of(room_id)
         if known:
             return known
         return await self._database.read(reads.read_sequence, room_id)

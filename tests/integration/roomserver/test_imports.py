@@ -82,15 +82,15 @@ async def test_other_rooms_are_judged_while_a_large_room_is_imported(
     await world.submit(local(other_id, [other.events[i] for i in other.order]))
     room, state, join = far_room(staging.PAGE * 3)
     room_id = room.room_id or ""
-    processor = world.server.processor
-    store, stored, go_on = processor.import_page, list[Page](), asyncio.Semaphore(0)
+    committer = world.server.processor.committer
+    store, stored, go_on = committer.import_page, list[Page](), asyncio.Semaphore(0)
 
     async def gated(page: Page) -> ImportJob:
         await go_on.acquire()
         stored.append(page)
         return await store(page)
 
-    monkeypatch.setattr(processor, "import_page", gated)
+    monkeypatch.setattr(committer, "import_page", gated)
 
     async def one_part() -> AsyncIterator[query_pb2.ImportRequest]:
         yield query_pb2.ImportRequest(

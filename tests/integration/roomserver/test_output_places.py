@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Connection
 
 from arbor.log.v1.input_pb2 import VerdictCode
+from roomserver.committing import PLACED_MIN
 from roomserver.input.work import Work
-from roomserver.processor import PLACED_MIN
 from servicekit.database.raw import Sql
 from servicekit.log.errors import OwnershipLost
 from servicekit.log.outbox import Published
@@ -49,26 +49,26 @@ async def test_the_outbox_keeps_what_has_no_place_yet(
             assert verdict.code == VerdictCode.VERDICT_CODE_ACCEPTED
             await talk(world, room, PLACED_MIN)
             if fails:
-                write = processor._write
+                write = processor.committer._write
 
                 async def refuse(work: Work) -> Any:
-                    monkeypatch.setattr(processor, "_write", write)
+                    monkeypatch.setattr(processor.committer, "_write", write)
                     raise OwnershipLost(0, "for a moment")
 
-                monkeypatch.setattr(processor, "_write", refuse)
+                monkeypatch.setattr(processor.committer, "_write", refuse)
                 with pytest.raises(OwnershipLost):
-                    await processor._commit(Work([], 0, ""))
+                    await processor.committer.commit(Work([], 0, ""))
             else:
                 # The acks are here, whoever notes them has not had its turn.
                 held: list[list[Published]] = []
-                note = processor._note_published
-                monkeypatch.setattr(processor, "_note_published", held.append)
+                note = processor.places.note
+                monkeypatch.setattr(processor.places, "note", held.append)
                 await talk(world, room, 3)
-                await processor._commit(Work([], 0, ""))
+                await processor.committer.commit(Work([], 0, ""))
                 assert await world.server.database.read(lost) == []
                 for published in held:
                     note(published)
-            await processor._commit(Work([], 0, ""))
+            await processor.committer.commit(Work([], 0, ""))
             assert await world.server.database.read(lost) == []
         async with running_roomserver(tmp_path, nats) as world:
             await world.server.processor.flush()

@@ -133,20 +133,20 @@ async def test_a_second_process_takes_over_what_the_first_gives_up(
 ) -> None:
     config = config_for(tmp_path, nats, **{"databases.roomserver": postgres_url})
     async with running_server(config) as first:
-        assert len(first.processor._held) == 4
+        assert len(first.processor.committer.held) == 4
         async with (
             running_server(config, "unix:/second.sock") as second,
             writing_world(config, second) as world,
         ):
-            assert len(second.processor._held) == 0
+            assert len(second.processor.committer.held) == 0
             with pytest.raises(MatrixError) as refused:
                 await second.query.QueryLatest(query_pb2.QueryLatestRequest(room_id="!x:a.example"), None)
             assert (refused.value.errcode, refused.value.owner_address) == (NOT_OWNER, first.address)
             room = Room("12")
             verdict = await world.submit(local(room.room_id or "", [room.events[i] for i in room.order]))
             assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
-            await first.processor.give_up()
-            await until(lambda: len(second.processor._held) == 4)
+            await first.processor.ownership.give_up()
+            await until(lambda: len(second.processor.committer.held) == 4)
             event = room.send(ALICE, "m.room.message", {"body": "through the second"})
             verdict = await world.submit(local(room.room_id or "", [event]))
             assert verdict.code == CODE.VERDICT_CODE_ACCEPTED
@@ -209,15 +209,15 @@ async def test_processes_share_the_partitions(tmp_path: Path, nats: NatsProcess,
                 sent += 1
 
         def shares() -> tuple[int, int]:
-            return len(first.processor._held), len(second.processor._held)
+            return len(first.processor.committer.held), len(second.processor.committer.held)
 
         async with running_server(config, "unix:/second.sock") as second:
             async with asyncio.timeout(20):
                 while shares() != (2, 2):
                     await send_everywhere()
-            assert set(first.processor._held) | set(second.processor._held) == set(range(4))
+            assert set(first.processor.committer.held) | set(second.processor.committer.held) == set(range(4))
             await send_everywhere()
-        await until(lambda: len(first.processor._held) == 4)
+        await until(lambda: len(first.processor.committer.held) == 4)
         await send_everywhere()
         messages = [message for _, message in await world.output(sent + len(rooms_))]
         told = [entry.room_event.event_id for message in messages for entry in message.entries]
