@@ -72,6 +72,8 @@ class Untold:
     async def wait(self, timeout_s: float) -> None:
         """Wait until all is told that is committed by now, but not for long."""
         mark = self._expected
+        if self._told >= mark or self._stalled:
+            return
         try:
             async with asyncio.timeout(timeout_s):
                 while self._told < mark and not self._stalled:
