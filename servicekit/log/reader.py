@@ -8,6 +8,9 @@
                         ▲                                                                  │
                         └─ opened anew: reconnect, missed heartbeat, consumer gone, gap ◄──┘
 
+A reader with filters reads along with one of the same process that reads everything, if there is one
+(`reading_along`); it has a consumer of its own until it has caught up, and again while the other is in trouble.
+
 The consumer is ephemeral and without acks: the position is the caller's, stored with what it did. Memory is
 bounded: nothing more is asked for while the caller does not take what is there.
 
@@ -29,6 +32,7 @@ import orjson
 from servicekit.log.client import decode_headers, status_of
 from servicekit.log.connection import LogConnection
 from servicekit.log.errors import EpochChanged, LogUnavailable, PositionAhead, PositionLost, PositionTooOld
+from servicekit.log.reading_along import Lead, leads
 from servicekit.log.streams import StreamInfo, check_stream
 from servicekit.log.subjects import STREAM_SUBJECTS
 from servicekit.logging import get_logger
@@ -39,6 +43,8 @@ PULL_MESSAGES = 256
 PULL_MAX_BYTES = 4 * 1024 * 1024
 PULL_EXPIRES_S = 30
 PULLS_OUTSTANDING = 2
+ALONG_MESSAGES = 4 * PULL_MESSAGES
+ALONG_MAX_BYTES = 4 * PULL_MAX_BYTES
 IDLE_HEARTBEAT_S = 2.0
 MISSED_HEARTBEAT_S = 2.5 * IDLE_HEARTBEAT_S
 INACTIVE_THRESHOLD_S = 60
@@ -115,6 +121,13 @@ class LogReader:
         self._subjects = list(subjects)
         self._filtered = bool(subjects) and set(subjects) != set(STREAM_SUBJECTS.get(stream, ()))
         self._tracked = after is not None
+        # What subjects that are read begin with; empty: that cannot be said.
+        self._prefixes = tuple(subject[:-1] for subject in self._subjects if subject.endswith(".>"))
+        if not self._tracked or len(self._prefixes) < len(self._subjects):
+            self._prefixes = ()
+        # What this reader tells others, and with which other it reads along.
+        self._lead: Lead | None = None
+        self._along: Lead | None = None
         self._buffer: deque[LogMessage] = deque()
         self._buffered_bytes = 0
         self._fetched = self.position  # the last sequence put into the buffer or skipped
@@ -146,7 +159,7 @@ class LogReader:
                     self._pull()
                     yield batch
                     continue
-                if self._sid is None or self._broken is not None:
+                if (self._sid is None and self._along is None) or self._broken is not None:
                     moved = self.position
                     try:
                         await self._open()
@@ -167,7 +180,7 @@ class LogReader:
                     yield Batch([], self.position, self.epoch or "")
         finally:
             stop_listening()
-            self._drop_consumer()
+            self._close()
 
     def nudge(self) -> None:
         """Yield a batch soon, an empty one if nothing comes."""
@@ -195,7 +208,10 @@ class LogReader:
         self._wake.clear()
         if self._buffer or self._broken is not None or self._nudged:
             return
-        patience_s = self._heard_s + MISSED_HEARTBEAT_S - time.monotonic()
+        if self._along is None and self._filtered and self._prefixes and self._read_along():
+            return
+        heard_s = self._heard_s if self._along is None else self._along.heard_s
+        patience_s = heard_s + MISSED_HEARTBEAT_S - time.monotonic()
         if patience_s <= 0:
             self._break("missed heartbeats")
             return
@@ -216,6 +232,11 @@ class LogReader:
         if not (self._filtered and self._tracked) or now - self._skip_checked_s < SKIP_CHECK_S:
             return False
         self._skip_checked_s = now
+        if self._along is not None:
+            moved = not self._buffer and self._fetched > self.position
+            if moved:
+                self.position = self._fetched
+            return moved
         try:
             # In this order: what the stream had before the consumer said "nothing pending" is surely skipped.
             info = await self._connection.load_stream(self.stream)
@@ -234,10 +255,10 @@ class LogReader:
 
     async def _open(self) -> None:
         reason, self._broken = self._broken, None
-        if self._sid is not None:
+        if self._sid is not None or self._along is not None:
             self.reopened += 1
             log.info("log_reader_reopens", stream=self.stream, after=self.position, reason=reason)
-        self._drop_consumer()
+        self._close()
         await self._connection.wait_connected()
         info = await self._connection.load_stream(self.stream)
         if info is None:
@@ -306,21 +327,30 @@ class LogReader:
             epoch=info.epoch,
         )
 
+    def _close(self) -> None:
+        """End the consumer, or the reading along. What is in the buffer is good, but the next one begins after
+        what was given out, so it is dropped.
+        """
+        self._end_lead()
+        if self._along is not None:
+            self._along.leave(self)
+            self._along = None
+        self._drop_consumer()
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        self._fetched = self.position
+
     def _drop_consumer(self) -> None:
         if self._sid is None:
             return
         self._connection.nc.unsubscribe_raw(self._sid)
         self._sid = None
-        if self._buffer:
-            # What is in the buffer is good: the new consumer begins after what was given out, so drop it.
-            self._buffer.clear()
-            self._buffered_bytes = 0
-        self._fetched = self.position
+        self._pulls.clear()
         self._connection.publish_core(f"$JS.API.CONSUMER.DELETE.{self.stream}.{self._consumer}", b"")
 
     def _pull(self) -> None:
         """Keep pull requests outstanding while the buffer has room."""
-        if self._broken is not None or not self._connection.connected:
+        if self._along is not None or self._broken is not None or not self._connection.connected:
             return
         if not self._pulls:
             self._heard_s = time.monotonic()  # nothing was asked for, so nothing could be heard
@@ -342,10 +372,52 @@ class LogReader:
                 b"PUB %s %s.%d %d\r\n%s\r\n"
                 % (subject.encode(), self._inbox.encode(), self._pull_no, len(body), body)
             )
+        if not self._pulls:
+            self._end_lead()  # those who read along must not wait until this one has taken what is there
+        elif self._lead is None and self._tracked and not self._filtered:
+            self._lead = leads[self.stream, self.epoch or ""] = Lead(self._fetched)
+            self._lead.heard_s = self._heard_s
+
+    # -- reading along
+
+    def _end_lead(self) -> None:
+        lead, self._lead = self._lead, None
+        if lead is not None:
+            if leads.get((self.stream, self.epoch or "")) is lead:
+                del leads[self.stream, self.epoch or ""]
+            lead.end()
+
+    def _read_along(self) -> bool:
+        """Give the consumer up for what another reader of this process is told, if that has no gap."""
+        lead = leads.get((self.stream, self.epoch or ""))
+        if lead is None or not lead.join(self, self._fetched):
+            return False
+        self._along = lead
+        self._drop_consumer()
+        return True
+
+    def on_told(self, message: LogMessage) -> None:
+        """See `reading_along.Along`."""
+        if message.sequence <= self._fetched or self._broken is not None:
+            return
+        self._fetched = message.sequence
+        if not message.subject.startswith(self._prefixes):
+            return
+        self.last_sequence = max(self.last_sequence, message.sequence)
+        self._buffer.append(message)
+        self._buffered_bytes += len(message.data)
+        self._wake.set()
+        if len(self._buffer) > ALONG_MESSAGES or self._buffered_bytes > ALONG_MAX_BYTES:
+            self._break("it is far behind the reader that it reads along with")
+
+    def on_lead_ended(self) -> None:
+        """See `reading_along.Along`."""
+        self._break("the reader that it read along with has ended, or is in trouble")
 
     def _break(self, reason: str) -> None:
         if self._broken is None:
             self._broken = reason
+        self._end_lead()
         self._wake.set()
 
     def _on_connection_change(self, connected: bool) -> None:
@@ -356,6 +428,8 @@ class LogReader:
         self._heard_s = time.monotonic()
         if self._broken is not None:
             return
+        if self._lead is not None:
+            self._lead.heard_s = self._heard_s
         if not reply.startswith(b"$JS.ACK."):
             self._on_status(subject, block)
             return
@@ -372,7 +446,8 @@ class LogReader:
         self._fetched = sequence
         if sequence > self.last_sequence:
             self.last_sequence = sequence
-        self._buffer.append(LogMessage(sequence, subject.decode(), data, block, tokens[base + 5]))
+        message = LogMessage(sequence, subject.decode(), data, block, tokens[base + 5])
+        self._buffer.append(message)
         self._buffered_bytes += len(data)
         if self._pulls:
             pull = self._pulls[0]
@@ -381,6 +456,8 @@ class LogReader:
                 self._pulls.popleft()
                 self._pull()
         self._wake.set()
+        if self._lead is not None:
+            self._lead.tell(message)
 
     def _on_status(self, subject: bytes, block: bytes | None) -> None:
         code, text = status_of(block)

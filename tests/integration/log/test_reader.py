@@ -292,3 +292,115 @@ async def test_live_is_read_from_now_and_survives_being_lost(nats: NatsProcess, 
         assert [m.data for m in second.messages] == [b"after"]
         assert second.epoch == anew.epoch
         assert second.epoch != first.epoch
+
+
+USER_OUT = "user.account_data.3.abc"
+
+
+class Reading:
+    """A reader that takes what comes, and can be made to wait."""
+
+    def __init__(self, connection: LogConnection, *subjects: str) -> None:
+        self.reader = LogReader(connection, "OUTPUT", subjects)
+        self.sequences: list[int] = []
+        self.may_take = asyncio.Event()
+        self.may_take.set()
+
+    async def run(self) -> None:
+        async with aclosing(self.reader.batches()) as source:
+            async for batch in source:
+                self.sequences += [message.sequence for message in batch.messages]
+                await self.may_take.wait()
+
+    async def reaches(self, sequence: int) -> None:
+        await until(lambda: bool(self.sequences) and self.sequences[-1] >= sequence, timeout_s=20)
+
+
+async def _consumers(connection: LogConnection) -> int:
+    return int((await connection.request_api("STREAM.INFO.OUTPUT", {}))["state"]["consumer_count"])
+
+
+async def _until_consumers(connection: LogConnection, count: int) -> None:
+    async with asyncio.timeout(20):
+        while await _consumers(connection) != count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_reader_with_filters_reads_along_with_one_of_everything(
+    nats: NatsProcess, connect: Connect
+) -> None:
+    room, syncapi, federation = (
+        await connect("roomserver"),
+        await connect("syncapi"),
+        await connect("federation"),
+    )
+    clientapi = await connect("clientapi")
+    everything, rooms = Reading(syncapi), Reading(federation, "room.output.>", "room.receipt.>")
+    await _fill(room, 20)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(reading.run()) for reading in (everything, rooms)]
+        await everything.reaches(20)
+        await rooms.reaches(20)
+        await _until_consumers(room, 1)
+        for n in range(50):
+            await clientapi.publish(USER_OUT, b"%d" % n)
+            await room.publish(OUT, b"%d" % n)
+        await rooms.reaches(120)
+        assert everything.sequences == list(range(1, 121))
+        assert rooms.sequences == [*range(1, 21), *range(22, 121, 2)]
+        # What is in the way of the one does not hold up the other.
+        everything.may_take.clear()
+        for start in range(0, 2000, 500):
+            await _fill(room, 500)
+            await rooms.reaches(120 + start + 500)
+        assert len(everything.sequences) < 1500
+        everything.may_take.set()
+        await everything.reaches(2120)
+        await room.publish(OUT, b"both go on")
+        await rooms.reaches(2121)
+        await _until_consumers(room, 1)
+        # After trouble both go on, and together.
+        nats.kill()
+        await until(lambda: not room.connected)
+        await asyncio.to_thread(nats.start)
+        await room.wait_connected()
+        await room.publish(OUT, b"after the trouble")
+        await everything.reaches(2122)
+        await rooms.reaches(2122)
+        await room.publish(OUT, b"and on")
+        await rooms.reaches(2123)
+        await _until_consumers(room, 1)
+        # Whoever led may end.
+        tasks[0].cancel()
+        for n in range(3):
+            await room.publish(OUT, b"alone %d" % n)
+        await rooms.reaches(2126)
+        assert rooms.sequences == [*range(1, 21), *range(22, 121, 2), *range(121, 2127)]
+        tasks[1].cancel()
+
+
+async def test_a_reader_that_falls_far_behind_what_it_reads_along_with_goes_alone(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "ALONG_MESSAGES", 100)
+    room, syncapi, federation = (
+        await connect("roomserver"),
+        await connect("syncapi"),
+        await connect("federation"),
+    )
+    everything, rooms = Reading(syncapi), Reading(federation, "room.output.>")
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(reading.run()) for reading in (everything, rooms)]
+        await _fill(room, 5)
+        await everything.reaches(5)
+        await rooms.reaches(5)
+        await _until_consumers(room, 1)
+        rooms.may_take.clear()
+        await _fill(room, 500)
+        await everything.reaches(505)
+        assert len(rooms.reader._buffer) <= 101
+        rooms.may_take.set()
+        await rooms.reaches(505)
+        assert rooms.sequences == list(range(1, 506)) == everything.sequences
+        for task in tasks:
+            task.cancel()
