@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from arbor.log.v1.common_pb2 import StateKey
-from arbor.log.v1.input_pb2 import VerdictCode
+from arbor.log.v1.input_pb2 import InputMessage, VerdictCode
 from arbor.log.v1.output_pb2 import OutputMessage
 from arbor.roomserver.v1 import query_pb2
+from roomserver.service import RoomServer
+from servicekit.log.subjects import room_input_subject
 from tests.support.judging import local
 from tests.support.nats import NatsProcess, running_nats
 from tests.support.rooms import ALICE, Room
@@ -119,6 +121,29 @@ async def test_a_restart_goes_on(tmp_path: Path, nats: NatsProcess) -> None:
         assert second.output_sequence > first.output_sequence
         numbers = [message.stamp.output_no for _, message in await world.output(3)]
         assert numbers == [1, 2, 3]
+
+
+async def test_what_cannot_be_answered_ends_the_process(
+    tmp_path: Path, nats: NatsProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("cannot be answered")
+
+    config = config_for(tmp_path, nats)
+    server = RoomServer(config)
+    await server.start()
+    try:
+        monkeypatch.setattr(server.processor._verdicts, "send", fail)
+        room = Room("12")
+        room_id, (entry,) = local(room.room_id or "", [room.events[i] for i in room.order])
+        async with writing_world(config, server) as world, asyncio.timeout(30):
+            subject = room_input_subject(room_id, config.log.partitions)
+            data = InputMessage(room_id=room_id, entries=[entry]).SerializeToString()
+            await world.writer.publish(subject, data)
+            with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="cannot be answered")):
+                await server.run()
+    finally:
+        await server.stop()
 
 
 async def test_many_writers_make_no_forks(tmp_path: Path, nats: NatsProcess) -> None:
