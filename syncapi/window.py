@@ -242,7 +242,8 @@ class Window:
         for position, user in applied.device_lists:
             self._hold(self.device_lists, position, (position, user))
             users.update(self._who_shares_rooms_with(user))
-        for room_id, position in touched.items():
+        # In order: a token may name a place within the batch.
+        for room_id, position in sorted(touched.items(), key=lambda item: item[1]):
             room = self.rooms[room_id]
             room.last_change = max(room.last_change, position)
             room.rendered.clear()

@@ -68,6 +68,21 @@ async def test_increment_brings_new_message_once(world: SyncWorld) -> None:
     assert "rooms" not in await world.sync(BOB, answer["next_batch"])
 
 
+async def test_a_token_from_within_a_batch_misses_nothing(world: SyncWorld) -> None:
+    # Another replica, or this one before a restart, applied in smaller pieces.
+    busy, quiet = world.room(ALICE), world.room(ALICE)
+    before = (await world.sync(ALICE))["next_batch"]
+    world.hold()
+    busy.say(ALICE, "first")
+    quiet.say(ALICE, "second")
+    last = busy.say(ALICE, "third")
+    world.release()
+    within = before.replace(f".{world.sequence - 3}_", f".{world.sequence - 1}_", 1)
+    assert within != before
+    joined = (await world.sync(ALICE, within))["rooms"]["join"]
+    assert {room_id: ids(room["timeline"]) for room_id, room in joined.items()} == {busy.room_id: [last]}
+
+
 async def test_transaction_id_is_for_the_sending_device_only(world: SyncWorld) -> None:
     room = world.room(ALICE)
     since = (await world.sync(ALICE))["next_batch"]
