@@ -73,6 +73,16 @@ async def federation_of(
         await channel.close()
 
 
+async def wait_for_federation(server: ArborServer) -> None:
+    """Wait until clientapi can ask the federation service: in a process of its own it may be there later."""
+    channel = channel_to(load_config(server.config_path, {}), "federation", caller="clientapi")
+    try:
+        async with asyncio.timeout(20):
+            await channel.channel_ready()
+    finally:
+        await channel.close()
+
+
 class FederatedSynapse(SynapseServer):
     """A Synapse called `localhost:<port>`, which serves federation there with a certificate of `ca`."""
 

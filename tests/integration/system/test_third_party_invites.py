@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.arbor_server import ArborServer
 from tests.support.evil_peer import Answer, EvilPeer
-from tests.support.federation import federated_arbor
+from tests.support.federation import federated_arbor, wait_for_federation
 from tests.support.matrix_client import ClientError, MatrixClient, http_session
 from tests.support.tls_ca import TestCa
 
@@ -72,6 +72,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with EvilPeer(ca) as identity, http_session() as session:
         try:
             await arbor.start()
+            await wait_for_federation(arbor)
             made = World(arbor, identity, await arbor.register(session, "alice"))
             made.answer_well()
             yield made
