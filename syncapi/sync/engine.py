@@ -147,7 +147,8 @@ class SyncEngine:
             left_s = deadline_s - self._clock_s()
             if not made.answer.empty or not waits or left_s <= 0 or self.stopping:
                 break
-            if made.token.output_sequence >= self._window.sequence:
+            token = made.token
+            if token.output_sequence >= self._window.sequence and token.live_sequence >= self._live.sequence:
                 await self._wait(request.user_id, left_s)
         if request.filter.remembers_members:
             self._members.sent(client, made.token, made.members)
@@ -190,6 +191,8 @@ class SyncEngine:
 
     async def _make(self, request: SyncRequest, known: Mapping[str, AbstractSet[str]]) -> _Made:
         reader = Reader(request.user_id, request.device_id, request.filter, known_members=known)
+        # What LIVE tells while the database is asked is for the next answer.
+        live_epoch, live_sequence = self._live.epoch, self._live.sequence
         typing = self._typing(request, reader)
         try:
             answer = from_window.make_answer(self._window, request, reader, typing)
@@ -203,7 +206,7 @@ class SyncEngine:
             answer, sequence, inbox = loaded.answer, loaded.sequence, loaded.inbox
             epoch = loaded.epoch or self._output_epoch()
         answer.presence = presence_events(self._window, self._live, request, reader, answer.changed)
-        token = SyncToken(epoch, sequence, self._live.epoch, self._live.sequence, inbox)
+        token = SyncToken(epoch, sequence, live_epoch, live_sequence, inbox)
         return _Made(answer, token, reader.sent_members)
 
     async def _load(self, request: SyncRequest, reader: Reader) -> from_database.DatabaseAnswer:

@@ -241,6 +241,29 @@ async def test_receipts_and_typing(world: SyncWorld) -> None:
     ]
 
 
+async def test_typing_told_while_the_database_is_asked_comes_next(
+    world: SyncWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = world.room(ALICE)
+    room.join(BOB)
+    world.typing(room.room_id, BOB)
+    read = world.database.read
+
+    async def read_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        found = await read(*args, **kwargs)
+        world.typing(room.room_id, BOB, typing=False)
+        return found
+
+    monkeypatch.setattr(world.database, "read", read_meanwhile)
+    first = await world.sync(ALICE)
+    (event,) = first["rooms"]["join"][room.room_id]["ephemeral"]["events"]
+    assert event["content"]["user_ids"] == [BOB]
+    monkeypatch.undo()
+    then = await world.sync(ALICE, first["next_batch"])
+    (event,) = then["rooms"]["join"][room.room_id]["ephemeral"]["events"]
+    assert event["content"]["user_ids"] == []
+
+
 async def test_unread_counts_mentions_and_own_messages(world: SyncWorld) -> None:
     room = world.room(ALICE)
     room.join(BOB, displayname="Bobby Tables")
