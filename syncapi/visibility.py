@@ -124,15 +124,14 @@ def _redact_erased(
 ) -> dict[str, StoredEvent]:
     """Return the redacted copies of events that the reader was not there for and whose sender is erased."""
     erased = accounts.load_erased(connection, {event.sender for event in missed} - {past.user_id})
+    theirs = [event for event in missed if event.sender in erased and not event.flags & REDACTED]
+    counters = rooms.load_rooms(connection, {event.room_id for event in theirs}) if theirs else {}
     redacted: dict[str, StoredEvent] = {}
-    for event in missed:
-        if event.sender not in erased or event.flags & REDACTED:
-            continue
+    for event in theirs:
         came_ms = state.load_join_time(connection, event.room_id, past.user_id, event.position)
         if came_ms is not None and came_ms < erased[event.sender]:
             continue
-        room = rooms.load_room(connection, event.room_id)
-        version = None if room is None else get_room_version(room.version)
+        version = get_room_version(counters[event.room_id].version) if event.room_id in counters else None
         if version is not None:
             redacted[event.event_id] = event._replace(
                 body=redacted_body(event.body, version),
