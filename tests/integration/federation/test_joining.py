@@ -2,44 +2,28 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.support.arbor_server import ArborServer
-from tests.support.evil_peer import Answer, Asked, EvilPeer
-from tests.support.federation import federated_arbor
+from tests.support.evil_peer import Answer, Asked
+from tests.support.joining_world import JoiningWorld, joining_world
 from tests.support.matrix_client import ClientError
 from tests.support.resident import ResidentRoom, join_patiently, join_through
-from tests.support.tls_ca import TestCa
 
 MEMBERS = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """A running Arbor, a server that has the room, a third one."""
-
-    server: ArborServer
-    peer: EvilPeer
-    third: EvilPeer
-
-
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    ca = TestCa(tmp_path / "ca")
-    server = federated_arbor(tmp_path / "arbor", ca)
-    async with EvilPeer(ca) as peer, EvilPeer(ca) as third:
-        await server.start()
-        try:
-            yield World(server, peer, third)
-        finally:
-            await server.stop()
+async def world(tmp_path: Path) -> AsyncIterator[JoiningWorld]:
+    async with joining_world(tmp_path) as made:
+        yield made
 
 
-async def test_a_large_room_is_joined_and_passed_on(world: World, session: aiohttp.ClientSession) -> None:
+async def test_a_large_room_is_joined_and_passed_on(
+    world: JoiningWorld, session: aiohttp.ClientSession
+) -> None:
     server, peer, third = world.server, world.peer, world.third
     room = ResidentRoom(peer, MEMBERS)
     alice, bob = await server.register(session, "alice"), await server.register(session, "bob")
@@ -60,7 +44,7 @@ async def test_a_large_room_is_joined_and_passed_on(world: World, session: aioht
     assert len(answer["auth_chain"]) < 10
 
 
-async def test_operators_see_how_far_a_join_is(world: World, session: aiohttp.ClientSession) -> None:
+async def test_operators_see_how_far_a_join_is(world: JoiningWorld, session: aiohttp.ClientSession) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, 10)
     answer, taken, held = room.send_join, asyncio.Event(), asyncio.Event()

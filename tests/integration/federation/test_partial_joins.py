@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,19 @@ import pytest
 from matrixlib.event_builder import build_event
 from tests.support.arbor_server import ArborServer
 from tests.support.evil_peer import Answer, Asked, EvilPeer
-from tests.support.federation import federated_arbor, until
+from tests.support.federation import until
+from tests.support.joining_world import JoiningWorld, joining_world
 from tests.support.matrix_client import ClientError, MatrixClient
 from tests.support.resident import ResidentRoom, join_patiently
-from tests.support.tls_ca import TestCa
 
 MEMBERS = 30
 LAZY = orjson.dumps({"room": {"state": {"lazy_load_members": True}}}).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """A running Arbor, a server that has the room, a third one."""
-
-    server: ArborServer
-    peer: EvilPeer
-    third: EvilPeer
-
-
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    ca = TestCa(tmp_path / "ca")
-    server = federated_arbor(tmp_path / "arbor", ca)
-    async with EvilPeer(ca) as peer, EvilPeer(ca) as third:
-        await server.start()
-        try:
-            yield World(server, peer, third)
-        finally:
-            await server.stop()
+async def world(tmp_path: Path) -> AsyncIterator[JoiningWorld]:
+    async with joining_world(tmp_path) as made:
+        yield made
 
 
 async def sync(client: MatrixClient, *, lazy: bool, since: str = "") -> dict[str, Any]:
@@ -77,7 +61,7 @@ async def joins_of(server: ArborServer) -> list[list[str]]:
 
 
 async def test_talk_goes_both_ways_before_and_after_the_members_come(
-    world: World, session: aiohttp.ClientSession
+    world: JoiningWorld, session: aiohttp.ClientSession
 ) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
@@ -133,7 +117,9 @@ async def test_talk_goes_both_ways_before_and_after_the_members_come(
     await alice.send(room.room_id, "still here")
 
 
-async def test_what_needs_the_members_waits_for_them(world: World, session: aiohttp.ClientSession) -> None:
+async def test_what_needs_the_members_waits_for_them(
+    world: JoiningWorld, session: aiohttp.ClientSession
+) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
     alice, bob = await server.register(session, "alice"), await server.register(session, "bob")
@@ -166,7 +152,9 @@ async def patiently(ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
                 return error
 
 
-async def test_other_servers_are_served_what_is_certain(world: World, session: aiohttp.ClientSession) -> None:
+async def test_other_servers_are_served_what_is_certain(
+    world: JoiningWorld, session: aiohttp.ClientSession
+) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
     alice = await server.register(session, "alice")
@@ -195,7 +183,7 @@ async def test_other_servers_are_served_what_is_certain(world: World, session: a
 
 
 async def test_history_is_not_read_before_it_is_known_who_was_there(
-    world: World, session: aiohttp.ClientSession
+    world: JoiningWorld, session: aiohttp.ClientSession
 ) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
@@ -212,7 +200,7 @@ async def test_history_is_not_read_before_it_is_known_who_was_there(
     assert peer.asked("backfill")
 
 
-async def test_who_leaves_ends_the_fetching(world: World, session: aiohttp.ClientSession) -> None:
+async def test_who_leaves_ends_the_fetching(world: JoiningWorld, session: aiohttp.ClientSession) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, MEMBERS, omits=True, gives_state=False)
     alice = await server.register(session, "alice")
@@ -240,7 +228,7 @@ async def test_who_leaves_ends_the_fetching(world: World, session: aiohttp.Clien
     "servers", [None, [], ["no server name"], "localhost", [1], ["a.example"] * 2 + [""]], ids=repr
 )
 async def test_an_answer_without_members_and_servers_is_asked_for_whole(
-    world: World, session: aiohttp.ClientSession, servers: Any
+    world: JoiningWorld, session: aiohttp.ClientSession, servers: Any
 ) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, 3, omits=True)
@@ -262,7 +250,7 @@ async def test_an_answer_without_members_and_servers_is_asked_for_whole(
 
 
 async def test_auth_events_that_are_missing_are_not_made_up(
-    world: World, session: aiohttp.ClientSession
+    world: JoiningWorld, session: aiohttp.ClientSession
 ) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, 3, omits=True)
@@ -283,7 +271,7 @@ async def test_auth_events_that_are_missing_are_not_made_up(
 
 
 async def test_members_that_are_of_no_use_are_asked_of_others(
-    world: World, session: aiohttp.ClientSession
+    world: JoiningWorld, session: aiohttp.ClientSession
 ) -> None:
     server, peer, third = world.server, world.peer, world.third
     room = ResidentRoom(peer, MEMBERS, omits=True)
@@ -342,7 +330,7 @@ async def test_members_that_are_of_no_use_are_asked_of_others(
 
 
 async def test_what_is_told_later_changes_nothing_but_members(
-    world: World, session: aiohttp.ClientSession
+    world: JoiningWorld, session: aiohttp.ClientSession
 ) -> None:
     server, peer = world.server, world.peer
     room = ResidentRoom(peer, 3, omits=True)
