@@ -34,19 +34,8 @@ class World:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     ca = TestCa(tmp_path / "ca")
     ports = free_port(), free_port()
-    certificate = ca.issue("localhost", "127.0.0.1", file_name="both")
-    tls = {
-        "certificate_path": str(certificate.certificate_path),
-        "private_key_path": str(certificate.private_key_path),
-    }
-    listeners: list[dict[str, Any]] = [
-        {"host": "127.0.0.1", "port": 0, "resources": ["client", "media", "admin"]},
-        *({"host": "127.0.0.1", "port": port, "resources": ["federation"], "tls": tls} for port in ports),
-        {"host": "127.0.0.1", "port": 0, "resources": ["metrics"]},
-    ]
     names = [f"localhost:{port}" for port in ports]
-    config = {"server_names": names, "listeners": listeners}
-    ours = federated_arbor(tmp_path / "ours", ca, port=ports[0], config=config)
+    ours = federated_arbor(tmp_path / "ours", ca, port=ports[0], more_ports=ports[1:])
     other = federated_arbor(tmp_path / "other", ca)
     try:
         await asyncio.gather(ours.start(), other.start())

@@ -46,20 +46,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("names")
     ca = TestCa(folder / "ca")
     ports = free_port(), free_port()
-    certificate = ca.issue("localhost", "127.0.0.1", file_name="both")
-    tls = {
-        "certificate_path": str(certificate.certificate_path),
-        "private_key_path": str(certificate.private_key_path),
-    }
-    listeners: list[dict[str, Any]] = [
-        {"host": "127.0.0.1", "port": 0, "resources": ["client", "media", "admin"]},
-        *({"host": "127.0.0.1", "port": port, "resources": ["federation"], "tls": tls} for port in ports),
-        {"host": "127.0.0.1", "port": 0, "resources": ["metrics"]},
-    ]
     names = f"localhost:{ports[0]}", f"localhost:{ports[1]}"
-    config = {"server_names": list(names), "listeners": listeners}
     made = Servers(
-        federated_arbor(folder / "arbor", ca, port=ports[0], config=config),
+        federated_arbor(folder / "arbor", ca, port=ports[0], more_ports=ports[1:]),
         FederatedSynapse(folder / "synapse", ca),
         names,
     )

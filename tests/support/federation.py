@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,29 +21,35 @@ T = TypeVar("T")
 
 
 def federated_arbor(
-    folder: Path, ca: TestCa, *, port: int | None = None, config: dict[str, Any] | None = None
+    folder: Path,
+    ca: TestCa,
+    *,
+    port: int | None = None,
+    more_ports: Sequence[int] = (),
+    config: dict[str, Any] | None = None,
 ) -> ArborServer:
-    """An Arbor called `localhost:<port>`, which serves federation there with a certificate of `ca`."""
-    port = port or free_port()
-    certificate = ca.issue("localhost", "127.0.0.1", file_name=f"server-{port}")
+    """An Arbor called `localhost:<port>`, and so for `more_ports`, which serves federation there with a
+    certificate of `ca`.
+    """
+    ports = (port or free_port(), *more_ports)
+    certificate = ca.issue("localhost", "127.0.0.1", file_name=f"server-{ports[0]}")
+    tls = {
+        "certificate_path": str(certificate.certificate_path),
+        "private_key_path": str(certificate.private_key_path),
+    }
     settings: dict[str, Any] = {
         "listeners": [
             {"host": "127.0.0.1", "port": 0, "resources": ["client", "media", "admin"]},
-            {
-                "host": "127.0.0.1",
-                "port": port,
-                "resources": ["federation"],
-                "tls": {
-                    "certificate_path": str(certificate.certificate_path),
-                    "private_key_path": str(certificate.private_key_path),
-                },
-            },
+            *({"host": "127.0.0.1", "port": port, "resources": ["federation"], "tls": tls} for port in ports),
             {"host": "127.0.0.1", "port": 0, "resources": ["metrics"]},
         ],
         "federation": {"trusted_ca_paths": [str(ca.ca_path)], "ip_denylist": []},
         "room_directory": {"public_over_federation": True},
     }
-    return ArborServer(folder, f"localhost:{port}", config=merge(settings, config or {}))
+    names = [f"localhost:{port}" for port in ports]
+    if more_ports:
+        settings["server_names"] = names
+    return ArborServer(folder, names[0], config=merge(settings, config or {}))
 
 
 async def until(
